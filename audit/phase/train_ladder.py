@@ -1,0 +1,200 @@
+"""`basin train ladder`: a text-conditional latent diffusion model, from scratch, as a `StableDiffusionPipeline` folder.
+
+Three stages, each resumable: the autoencoder, the UNet with its text encoder, and a small open_clip model on the
+same images and captions. The folder written at the end holds the pipeline, the open_clip model, the complete
+training set and the captions.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from audit.phase import networks
+from audit.phase.data import LabeledImages
+from audit.phase.ladder import VOCABULARY, Ladder, Recipe, lay_out
+from audit.phase.training import fit
+
+#: Weight of the KL term of the autoencoder: latents stay bounded, reconstruction decides.
+KL_WEIGHT = 1e-6
+
+
+def to_unit(images: np.ndarray) -> Tensor:
+    """uint8 images (n, height, width) as float32 (n, 1, height, width) in [-1, 1]."""
+    return torch.from_numpy(images).float().div_(127.5).sub_(1.0)[:, None]
+
+
+def train_ladder(recipe: Recipe, data: LabeledImages, out: Path, work: Path) -> None:
+    """Train everything that a recipe names and write the checkpoint folder.
+
+    Args:
+        recipe: what to make; the same recipe and data give the same checkpoint, within float tolerance.
+        data: the images that captions draw from.
+        out: the checkpoint folder to write.
+        work: the run folder of unfinished work and loss curves; resumed when it holds the same recipe.
+
+    Raises:
+        ValueError: `work` belongs to another recipe, or the data set is too small for the ladder.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    recipe_file = work / "recipe.json"
+    if recipe_file.exists() and Recipe.model_validate_json(recipe_file.read_text()) != recipe:
+        raise ValueError(f"{work} holds the unfinished work of another recipe; name another --work folder")
+    recipe_file.write_text(recipe.model_dump_json(indent=2))
+    torch.manual_seed(recipe.seed)
+    ladder = lay_out(recipe, data)
+    pixels = to_unit(ladder.images)
+    owners = torch.from_numpy(ladder.owners)
+    tokenizer = networks.build_tokenizer(VOCABULARY)
+
+    vae = _train_autoencoder(recipe, pixels, work)
+    latents = _encode(vae, pixels)
+    unet, text_encoder, scheduler = _train_denoiser(recipe, ladder, tokenizer, vae, latents, owners, work)
+    clip = _train_clip(recipe, ladder, tokenizer, pixels, owners, work)
+
+    out.mkdir(parents=True, exist_ok=True)
+    StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(out, safe_serialization=True)
+    _save_clip(clip, tokenizer, out / "clip")
+    np.savez_compressed(out / "training_set.npz", images=ladder.images, owners=ladder.owners)
+    (out / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n")
+    lines = (
+        {"prompt": caption, "images": size} for caption, size in zip(ladder.captions, ladder.sizes, strict=True)
+    )
+    (out / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for curve in work.glob("*.jsonl"):
+        (out / "curves").mkdir(exist_ok=True)
+        shutil.copy(curve, out / "curves" / curve.name)
+
+
+def _train_autoencoder(recipe: Recipe, pixels: Tensor, work: Path) -> AutoencoderKL:
+    vae = networks.build_autoencoder(recipe)
+    modules = nn.ModuleDict({"vae": vae})
+
+    def loss(generator: torch.Generator) -> Tensor:
+        batch = pixels[torch.randint(len(pixels), (recipe.batch_size,), generator=generator)]
+        posterior = vae.encode(batch).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator)
+        decoded = vae.decode(posterior.mean + posterior.std * noise).sample
+        return F.mse_loss(decoded, batch) + KL_WEIGHT * posterior.kl().mean()
+
+    trained = fit(
+        "autoencoder", modules, loss, steps=recipe.autoencoder_steps, learning_rate=2e-3, ema_decay=0.995,
+        seed=recipe.seed, folder=work,
+    )["vae"]  # fmt: skip
+    vae = cast(AutoencoderKL, trained)
+    # The convention of latent diffusion (Rombach et al. 2022, appendix G): latents have unit standard deviation.
+    vae.register_to_config(scaling_factor=1.0 / float(_encode(vae, pixels, scale=1.0).std()))
+    return vae
+
+
+@torch.no_grad()
+def _encode(vae: AutoencoderKL, pixels: Tensor, scale: float | None = None) -> Tensor:
+    factor = vae.config.scaling_factor if scale is None else scale
+    return torch.cat([vae.encode(chunk).latent_dist.mode() * factor for chunk in pixels.split(512)])
+
+
+def _train_denoiser(
+    recipe: Recipe,
+    ladder: Ladder,
+    tokenizer: CLIPTokenizer,
+    vae: AutoencoderKL,
+    latents: Tensor,
+    owners: Tensor,
+    work: Path,
+) -> tuple[UNet2DConditionModel, CLIPTextModel, DDIMScheduler]:
+    # Stable Diffusion's schedule (Rombach et al. 2022).
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        num_train_timesteps=1000,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=recipe.prediction_type,
+    )
+    text_encoder = networks.build_text_encoder(recipe, tokenizer)
+    unet = networks.build_unet(recipe, latents.shape[-1]).to(memory_format=torch.channels_last)
+    prompts = tokenizer(
+        [*ladder.captions, ""], padding="max_length", truncation=False, return_tensors="pt"
+    ).input_ids
+    first = torch.from_numpy(np.searchsorted(ladder.owners, np.arange(len(ladder.captions))))
+    sizes = torch.tensor(ladder.sizes)
+    empty = len(ladder.captions)
+
+    def loss(generator: torch.Generator) -> Tensor:
+        n = recipe.batch_size
+        caption = torch.randint(len(sizes), (n,), generator=generator)
+        within = (torch.rand(n, generator=generator) * sizes[caption]).long()
+        clean = latents[first[caption] + within]
+        noise = torch.randn(clean.shape, generator=generator)
+        t = torch.randint(1000, (n,), generator=generator)
+        noisy = scheduler.add_noise(clean, noise, t)
+        targets = {
+            "epsilon": noise,
+            "sample": clean,
+            "v_prediction": scheduler.get_velocity(clean, noise, t),
+        }
+        caption[torch.rand(n, generator=generator) < recipe.unconditional_share] = empty
+        context = text_encoder(prompts[caption]).last_hidden_state
+        predicted = unet(noisy.contiguous(memory_format=torch.channels_last), t, context).sample
+        return F.mse_loss(predicted, targets[recipe.prediction_type])
+
+    modules = fit(
+        "denoiser", nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}), loss, steps=recipe.denoiser_steps,
+        learning_rate=recipe.learning_rate, ema_decay=recipe.ema_decay, seed=recipe.seed + 1, folder=work,
+    )  # fmt: skip
+    return cast(UNet2DConditionModel, modules["unet"]), cast(CLIPTextModel, modules["text_encoder"]), scheduler
+
+
+def _train_clip(
+    recipe: Recipe, ladder: Ladder, tokenizer: CLIPTokenizer, pixels: Tensor, owners: Tensor, work: Path
+) -> nn.Module:
+    clip = networks.build_clip(tokenizer)
+    contrast = open_clip.ClipLoss()
+    prompts = tokenizer(list(ladder.captions), padding="max_length", return_tensors="pt").input_ids
+    first = torch.from_numpy(np.searchsorted(ladder.owners, np.arange(len(ladder.captions))))
+    sizes = torch.tensor(ladder.sizes)
+
+    def loss(generator: torch.Generator) -> Tensor:
+        # One image of every caption: no caption stands twice in a batch, so every off-diagonal pair is a negative.
+        within = (torch.rand(len(sizes), generator=generator) * sizes).long()
+        image_features, text_features, scale = clip(pixels[first + within].expand(-1, 3, -1, -1), prompts)
+        return cast(Tensor, contrast(image_features, text_features, scale))
+
+    return fit(
+        "clip", nn.ModuleDict({"clip": clip}), loss, steps=recipe.clip_steps, learning_rate=1e-3, ema_decay=0.995,
+        seed=recipe.seed + 2, folder=work,
+    )["clip"]  # fmt: skip
+
+
+def _save_clip(clip: nn.Module, tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Write the folder that open_clip opens as `local-dir:FOLDER`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "model_cfg": networks.clip_config(tokenizer),
+        "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear", "resize_mode": "squash"},
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    save_file({k: v.contiguous() for k, v in clip.state_dict().items()}, folder / "open_clip_model.safetensors")
+    tokenizer.save_pretrained(folder)
