@@ -85,7 +85,7 @@ def _rungs(counts: dict[int, int]) -> tuple[Rung, ...]:
 PRESETS: dict[str, Recipe] = {
     "demo": Recipe(
         rungs=_rungs({1: 6, 2: 6, 4: 6, 8: 8, 12: 10, 16: 12, 20: 10, 24: 8, 32: 6, 64: 6, 128: 5, 256: 5, 1000: 10}),
-        autoencoder_steps=2500,
+        autoencoder_steps=2000,
         denoiser_steps=12000,
         clip_steps=1500,
     ),

@@ -87,11 +87,12 @@ def train_ladder(recipe: Recipe, data: LabeledImages, out: Path, work: Path) -> 
 
 
 def _train_autoencoder(recipe: Recipe, pixels: Tensor, work: Path) -> AutoencoderKL:
-    vae = networks.build_autoencoder(recipe)
+    vae = networks.build_autoencoder(recipe).to(memory_format=torch.channels_last)
     modules = nn.ModuleDict({"vae": vae})
 
     def loss(generator: torch.Generator) -> Tensor:
-        batch = pixels[torch.randint(len(pixels), (recipe.batch_size,), generator=generator)]
+        rows = torch.randint(len(pixels), (recipe.batch_size,), generator=generator)
+        batch = pixels[rows].contiguous(memory_format=torch.channels_last)
         posterior = vae.encode(batch).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator)
         decoded = vae.decode(posterior.mean + posterior.std * noise).sample

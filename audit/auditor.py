@@ -1,0 +1,309 @@
+"""One audit: draw, compare, measure, conclude."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from datetime import UTC, datetime
+
+import numpy as np
+import torch
+
+from audit.errors import InvalidInput
+from audit.evidence.curvature import CurvatureSettings, measure_curvature
+from audit.evidence.neighbors import NeighborFinder, Neighbors
+from audit.evidence.stability import measure_stability
+from audit.model.checkpoint import Checkpoint
+from audit.model.denoiser import Denoiser, MeteredDenoiser
+from audit.model.sampling import Samples, SamplerSettings, build_scheduler, sample
+from audit.reference.images import in_chunks, pixel_vectors, to_bytes
+from audit.reference.reference_set import ReferenceSet
+from audit.report import Cost, ReferenceUsed, Report, library_versions
+from audit.verdict.calibration import Calibration
+from audit.verdict.decision import decide
+
+MAX_PROMPT_CHARACTERS = 4096
+MAX_SEEDS = 1024
+MAX_SEED = 2**62
+MAX_IMAGE_SIDE = 2048
+MAX_DEFINITION_SAMPLES = 100_000
+#: Most seeds that one group draws side by side.
+GROUP = 64
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much an audit may spend.
+
+    Attributes:
+        seeds: samples drawn.
+        first_seed: samples use the consecutive seeds from here.
+        definition_samples: N: fractions are those expected among so many samples.
+        curvature: what is spent on curvature.
+    """
+
+    seeds: int = 16
+    first_seed: int = 0
+    definition_samples: int = 512
+    curvature: CurvatureSettings = field(default_factory=CurvatureSettings)
+
+    def __post_init__(self) -> None:
+        """Raises InvalidInput, naming the field, for values out of range."""
+        for name, low, high in (
+            ("seeds", 2, MAX_SEEDS),
+            ("first_seed", 0, MAX_SEED),
+            ("definition_samples", 2, MAX_DEFINITION_SAMPLES),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise InvalidInput(
+                    f"{name} must be in [{low}, {high}], not {value}",
+                    reason=f"{name.upper()}_OUT_OF_RANGE",
+                    field=f"budget.{name}",
+                )
+        if self.curvature.method not in ("lanczos", "dense", "off"):
+            raise InvalidInput(
+                f"curvature must be lanczos, dense or off, not {self.curvature.method!r}",
+                reason="CURVATURE_UNKNOWN",
+                field="budget.curvature",
+            )
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an audit is: the stage, and denoiser evaluations done and planned."""
+
+    stage: str
+    evaluations: int
+    planned: int
+
+
+class Auditor:
+    """Audits prompts of one checkpoint against at most one reference set. Safe to use from several threads.
+
+    Args:
+        checkpoint: what is audited.
+        reference: what samples are compared with; None compares with nothing.
+        calibration: the built-in defaults when None.
+        denoiser: stands in for the checkpoint's own, e.g. one that merges batches.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        reference: ReferenceSet | None = None,
+        calibration: Calibration | None = None,
+        denoiser: Denoiser | None = None,
+    ) -> None:
+        from audit.demo import default_calibration
+
+        self.checkpoint = checkpoint
+        self.reference = reference
+        self.calibration = calibration or default_calibration()
+        self.denoiser = denoiser or checkpoint.denoiser
+        self._finder = None if reference is None else NeighborFinder(reference, checkpoint)
+        own = self.calibration.sampler if self.calibration.checkpoint_digest == checkpoint.digest else None
+        self.defaults = own or checkpoint.defaults
+
+    def resolve_sampler(self, **overrides: object) -> SamplerSettings:
+        """The checkpoint's sampler settings with those of a request on top; None means not given.
+
+        Raises:
+            InvalidInput: a value is out of range, or the size is none that the checkpoint can make.
+        """
+        given = {name: value for name, value in overrides.items() if value is not None}
+        assert given.keys() <= {f.name for f in fields(SamplerSettings)}
+        settings = replace(self.defaults, **given)  # type: ignore[arg-type]
+        factor = self.checkpoint.size_factor
+        for name in ("height", "width"):
+            side = getattr(settings, name)
+            if not (factor <= side <= MAX_IMAGE_SIDE and side % factor == 0):
+                raise InvalidInput(
+                    f"{name} must be a multiple of {factor} up to {MAX_IMAGE_SIDE}, not {side}",
+                    reason="SIZE_OUT_OF_RANGE",
+                    field=f"sampler.{name}",
+                )
+        return settings
+
+    def check_prompt(self, prompt: str) -> None:
+        """Raises InvalidInput for a prompt that cannot be audited: empty, or longer than the checkpoint reads."""
+        if not prompt.strip():
+            raise InvalidInput("the prompt is empty", reason="PROMPT_EMPTY", field="prompt")
+        if len(prompt) > MAX_PROMPT_CHARACTERS:
+            raise InvalidInput(
+                f"the prompt has {len(prompt)} characters, at most {MAX_PROMPT_CHARACTERS} are read",
+                reason="PROMPT_TOO_LONG",
+                field="prompt",
+            )
+        self.checkpoint.encode_prompts([prompt])
+
+    def audit(
+        self,
+        prompt: str,
+        *,
+        sampler: SamplerSettings | None = None,
+        budget: Budget | None = None,
+        include_images: bool = False,
+        on_progress: Callable[[Progress], None] = lambda progress: None,
+        check: Callable[[], None] = lambda: None,
+    ) -> Report:
+        """Audit one prompt.
+
+        The same prompt, settings and seeds give the same verdict, and numbers within float tolerance.
+
+        Args:
+            prompt: what a user would type.
+            sampler: from `resolve_sampler`; the checkpoint's own when None.
+            budget: what to spend; the defaults when None.
+            include_images: whether the report keeps samples and their nearest references as images.
+            on_progress: called from time to time.
+            check: called before every denoiser call; raises to stop the audit there.
+
+        Raises:
+            InvalidInput: the prompt or a setting is impossible.
+            Stopped: `check` said so.
+        """
+        sampler = sampler or self.resolve_sampler()
+        budget = budget or Budget()
+        self.check_prompt(prompt)
+        checkpoint, spent = self.checkpoint, _Stopwatch()
+        meter = MeteredDenoiser(self.denoiser, check)
+        planned = self.planned_evaluations(sampler, budget)
+
+        def tell(stage: str) -> None:
+            on_progress(Progress(stage, meter.evaluations, planned))
+
+        with spent.stage("sampling"):
+            condition = checkpoint.encode_prompts([prompt])
+            unconditional = checkpoint.encode_prompts([sampler.negative_prompt])
+            seeds = range(budget.first_seed, budget.first_seed + budget.seeds)
+            samples = Samples.concatenate(
+                [
+                    sample(
+                        meter,
+                        build_scheduler(sampler.scheduler, checkpoint.scheduler_config),
+                        sampler,
+                        condition,
+                        unconditional,
+                        seeds[part],
+                        checkpoint.latent_shape(sampler),
+                        device=checkpoint.device,
+                        dtype=checkpoint.dtype,
+                        on_step=lambda step: tell("sampling"),
+                    )
+                    for part in in_chunks(len(seeds), GROUP)
+                ]
+            )
+        sampling_evaluations = meter.evaluations
+
+        tell("comparing")
+        with spent.stage("decoding"):
+            images = torch.cat([checkpoint.decode(part).cpu() for part in samples.latents.split(GROUP)])
+        check()
+        with spent.stage("searching"):
+            neighbors = None if self._finder is None else self._finder.find(images)
+            vectors = self.vectors(images)
+            _, delta_s = self.calibration.thresholds(vectors.shape[1])
+            stability = measure_stability(vectors, delta_s, samples.displacements, samples.latents)
+
+        tell("curvature")
+        with spent.stage("curvature"):
+            empty = checkpoint.encode_prompts([""])
+            curvature = measure_curvature(
+                meter, samples.latents, condition, empty, budget.curvature, seed=budget.first_seed
+            )
+
+        tell("concluding")
+        with spent.stage("concluding"):
+            fits = self.calibration.fits(checkpoint.digest, sampler)
+            decision = decide(
+                stability,
+                neighbors,
+                curvature,
+                self.calibration,
+                reference_complete=self.reference is not None and self.reference.complete,
+                dimension=vectors.shape[1],
+                definition_samples=budget.definition_samples,
+                fits=fits,
+            )
+        return Report(
+            prompt=prompt,
+            decision=decision,
+            stability=stability,
+            neighbors=neighbors,
+            curvature=curvature,
+            seeds=samples.seeds,
+            sampler=sampler,
+            budget_definition_samples=budget.definition_samples,
+            curvature_settings=budget.curvature,
+            checkpoint_name=checkpoint.name,
+            checkpoint_digest=checkpoint.digest,
+            family=checkpoint.family,
+            reference=self._reference_used(neighbors, include_images),
+            calibration_digest=self.calibration.digest if self.calibration.checkpoint_digest else "",
+            calibration_fits=fits,
+            cost=Cost(
+                sampling_evaluations=sampling_evaluations,
+                curvature_evaluations=meter.evaluations - sampling_evaluations,
+                compute_seconds=spent.total,
+                stage_seconds=dict(spent.stages),
+            ),
+            libraries=library_versions(),
+            finished=datetime.now(UTC),
+            device=f"{checkpoint.device.type} {str(checkpoint.dtype).removeprefix('torch.')}",
+            images=to_bytes(images) if include_images else None,
+        )
+
+    def vectors(self, images: torch.Tensor) -> torch.Tensor:
+        """Samples as pixel vectors: of the reference set's size when there is one, else of their own."""
+        if self.reference is not None:
+            return self.reference.vectors(images)
+        return pixel_vectors(images, images.shape[1], (images.shape[2], images.shape[3]))
+
+    def planned_evaluations(self, sampler: SamplerSettings, budget: Budget) -> int:
+        """Denoiser evaluations that an audit will make."""
+        scheduler = build_scheduler(sampler.scheduler, self.checkpoint.scheduler_config)
+        scheduler.set_timesteps(sampler.steps)
+        sampling = budget.seeds * len(scheduler.timesteps) * (2 if sampler.guided else 1)
+        curve = budget.curvature
+        points = min(curve.samples, budget.seeds) * len(curve.noise_levels) * (2 if curve.baseline else 1)
+        dimension = math.prod(self.checkpoint.latent_shape(sampler))
+        products = {"off": 0, "dense": dimension, "lanczos": curve.probes * min(curve.steps, dimension)}[curve.method]
+        return sampling + 2 * points * products
+
+    def _reference_used(self, neighbors: Neighbors | None, include_images: bool) -> ReferenceUsed | None:
+        if self.reference is None or neighbors is None:
+            return None
+        near = {int(i) for i in neighbors.index}
+        if neighbors.clip_index is not None:
+            near |= {int(i) for i in neighbors.clip_index}
+        return ReferenceUsed(
+            name=self.reference.name,
+            digest=self.reference.digest,
+            size=len(self.reference),
+            complete=self.reference.complete,
+            captions={i: self.reference.captions[i] for i in near},
+            images={i: np.asarray(self.reference.images[i]) for i in near} if include_images else {},
+        )
+
+
+class _Stopwatch:
+    """Wall seconds by stage."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - start
+
+    @property
+    def total(self) -> float:
+        return sum(self.stages.values())

@@ -1,0 +1,38 @@
+"""The ladder checkpoint that ships with Basin: weights, complete training set, calibration, truth table."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+from audit.verdict.calibration import Calibration
+
+FOLDER = Path(__file__).parent
+CHECKPOINT = FOLDER / "checkpoint"
+REFERENCE = FOLDER / "reference"
+
+
+@cache
+def default_calibration() -> Calibration:
+    """What an uncalibrated checkpoint is judged by: the demo's estimators, which are free of scale, without its
+    thresholds, which are not."""
+    own = calibration()
+    return own.model_copy(update={"checkpoint_digest": "", "sampler": None, "delta_m": None, "delta_s": None})
+
+
+@cache
+def calibration() -> Calibration:
+    """Of the demo checkpoint."""
+    return Calibration.load(CHECKPOINT / "calibration.json")
+
+
+@cache
+def truth() -> tuple[dict[str, object], ...]:
+    """The truth table: one row per caption (see the model card)."""
+    return tuple(json.loads(line) for line in (FOLDER / "truth.jsonl").read_text().splitlines())
+
+
+def prompts() -> list[str]:
+    """The captions of the ladder."""
+    return [str(row["prompt"]) for row in truth()]

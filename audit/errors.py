@@ -1,0 +1,45 @@
+"""What can go wrong, as one small tree.
+
+    AuditError
+    ├── InvalidInput          the caller asked for something impossible; names the field
+    ├── NotFound              a checkpoint, reference set or file that is not there
+    ├── BrokenCheckpoint      a checkpoint folder that cannot or must not be loaded
+    ├── BrokenReference       a reference set that cannot be loaded
+    └── Stopped               a deadline passed or the caller cancelled; raised between two denoiser calls
+"""
+
+from __future__ import annotations
+
+
+class AuditError(Exception):
+    """Base of all errors that Basin raises on purpose.
+
+    Attributes:
+        reason: UPPER_SNAKE_CASE, stable, meant for machines (AIP-193).
+        field: the request field at fault in dotted form, or "" where none is.
+    """
+
+    def __init__(self, message: str, *, reason: str, field: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.field = field
+
+
+class InvalidInput(AuditError):
+    """A value out of its range, of the wrong kind, or impossible with this checkpoint."""
+
+
+class NotFound(AuditError):
+    """Something named by the caller does not exist."""
+
+
+class BrokenCheckpoint(AuditError):
+    """A checkpoint folder is incomplete, damaged, of an unknown family, or holds pickled weights."""
+
+
+class BrokenReference(AuditError):
+    """A reference set's folder is incomplete or damaged."""
+
+
+class Stopped(AuditError):
+    """Work ended before its result: the deadline passed or the caller went away."""

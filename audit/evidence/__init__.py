@@ -1,0 +1,1 @@
+"""One module per kind of measurement; formula and source at its top."""

@@ -1,0 +1,56 @@
+"""What the rest of Basin sees of a latent diffusion model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from audit.model.denoiser import Condition, Denoiser
+from audit.model.sampling import SamplerSettings
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A latent diffusion model as the rest of Basin sees it.
+
+    Attributes:
+        name: what people call it.
+        digest: "sha256:…" over the weights and configurations that were loaded.
+        family: the kind of pipeline, e.g. "StableDiffusionPipeline".
+        denoiser: ε̂(x, t, c).
+        scheduler_config: of the checkpoint's own diffusers scheduler.
+        defaults: the checkpoint's own sampler settings, height and width filled in.
+        size_factor: pixels per latent cell; image sizes are multiples of it.
+        latent_channels: of the denoiser's input.
+        image_channels: of decoded images, 1 or 3.
+        device: where the weights are.
+        dtype: of the weights.
+        encode_prompts: prompts to a condition of as many rows; raises InvalidInput for a prompt over its length.
+        decode: latents (n, c, h, w) to images (n, channels, height, width), float32 in [-1, 1].
+        encode: images, as `decode` gives them, to latents.
+        parameters: number of weights, over all networks.
+    """
+
+    name: str
+    digest: str
+    family: str
+    denoiser: Denoiser
+    scheduler_config: dict[str, Any]
+    defaults: SamplerSettings
+    size_factor: int
+    latent_channels: int
+    image_channels: int
+    device: torch.device
+    dtype: torch.dtype
+    encode_prompts: Callable[[Sequence[str]], Condition]
+    decode: Callable[[Tensor], Tensor]
+    encode: Callable[[Tensor], Tensor]
+    parameters: int
+
+    def latent_shape(self, settings: SamplerSettings) -> tuple[int, int, int]:
+        """Shape of one latent row at an image size."""
+        return (self.latent_channels, settings.height // self.size_factor, settings.width // self.size_factor)

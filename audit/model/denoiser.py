@@ -1,0 +1,141 @@
+r"""The one interface that all science is written against: the denoiser ε̂(x, t, c).
+
+A forward process x_t = α_t x₀ + σ_t ε has the score s = −ε̂/σ and, in the language of energies, E = −log p_t with
+∇E = ε̂/σ. A network may predict another quantity; with α and σ at its timestep the conversions are
+
+    v-prediction (α² + σ² = 1; Salimans & Ho 2022, appendix D)   ε̂ = αv + σx        x̂₀ = αx − σv
+    sample prediction                                             ε̂ = (x − αx̂₀)/σ
+    ε-prediction                                                  x̂₀ = (x − σε̂)/α
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+PredictionType = Literal["epsilon", "v_prediction", "sample"]
+
+#: What a prompt becomes: named tensors, each with one entry per row in its first dimension.
+Condition = Mapping[str, Tensor]
+
+
+class Schedule:
+    """α and σ at every training timestep of a variance-preserving or other discrete noise schedule.
+
+    Args:
+        alphas: float64, shape (timesteps,), the signal's factor.
+        sigmas: float64, shape (timesteps,), the noise's standard deviation.
+    """
+
+    def __init__(self, alphas: Tensor, sigmas: Tensor) -> None:
+        self.alphas = alphas.double()
+        self.sigmas = sigmas.double()
+
+    @classmethod
+    def from_alphas_cumprod(cls, alphas_cumprod: Tensor) -> Schedule:
+        """The variance-preserving schedule of DDPM's ᾱ (Ho et al. 2020, equation 4): α = √ᾱ, σ = √(1 − ᾱ)."""
+        cumulative = alphas_cumprod.double()
+        return cls(cumulative.sqrt(), (1 - cumulative).sqrt())
+
+    def __len__(self) -> int:
+        return len(self.alphas)
+
+    def at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """α and σ of per-row timesteps, shaped to multiply `like` row by row.
+
+        Args:
+            t: timesteps, shape (n,) or (); fractional ones are interpolated between their neighbours.
+            like: shape (n, ...); gives dtype, device and number of dimensions.
+        """
+        position = t.double().clamp(0, len(self) - 1).cpu()
+        low = position.floor().long()
+        high = position.ceil().long()
+        weight = position - low
+        shape = (-1, *([1] * (like.dim() - 1)))
+        alpha, sigma = (
+            torch.lerp(table[low], table[high], weight).reshape(shape).to(like.device, like.dtype)
+            for table in (self.alphas, self.sigmas)
+        )
+        return alpha, sigma
+
+
+class Denoiser(ABC):
+    """ε̂(x, t, c) of something that denoises: a checkpoint, a finite set of points, or a wrapper of another one.
+
+    Attributes:
+        schedule: α and σ per timestep.
+        prediction_type: what `native` returns.
+    """
+
+    schedule: Schedule
+    prediction_type: PredictionType
+
+    @abstractmethod
+    def native(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """The network's own output, whose meaning is `prediction_type`.
+
+        Args:
+            x: noisy latents x_t = αx₀ + σε, shape (n, *latent shape).
+            t: timesteps, shape (n,); rows may differ.
+            condition: one entry per row.
+
+        Returns:
+            Shape and dtype of x. A row does not depend on the rows beside it, beyond float tolerance.
+        """
+
+    def __call__(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """The noise prediction ε̂, shape and dtype of x."""
+        return self.noise(x, t, self.native(x, t, condition))
+
+    def noise(self, x: Tensor, t: Tensor, native: Tensor) -> Tensor:
+        """ε̂ from the network's own output at (x, t)."""
+        if self.prediction_type == "epsilon":
+            return native
+        alpha, sigma = self.schedule.at(t, x)
+        if self.prediction_type == "v_prediction":
+            return alpha * native + sigma * x
+        return (x - alpha * native) / sigma
+
+    def clean(self, x: Tensor, t: Tensor, native: Tensor) -> Tensor:
+        """x̂₀ from the network's own output at (x, t)."""
+        if self.prediction_type == "sample":
+            return native
+        alpha, sigma = self.schedule.at(t, x)
+        if self.prediction_type == "v_prediction":
+            return alpha * x - sigma * native
+        return (x - sigma * native) / alpha
+
+
+class MeteredDenoiser(Denoiser):
+    """Counts single-row evaluations, and gives the caller a say before each one.
+
+    Args:
+        inner: what does the work.
+        check: called before every evaluation; it raises (`audit.errors.Stopped`) to end the work there.
+    """
+
+    def __init__(self, inner: Denoiser, check: Callable[[], None] = lambda: None) -> None:
+        self.inner = inner
+        self.schedule = inner.schedule
+        self.prediction_type = inner.prediction_type
+        self.check = check
+        self.evaluations = 0
+
+    def native(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        self.check()
+        self.evaluations += len(x)
+        return self.inner.native(x, t, condition)
+
+
+def repeat(condition: Condition, times: int) -> Condition:
+    """A one-row condition for `times` rows, without copying."""
+    return {name: tensor.expand(times, *tensor.shape[1:]) for name, tensor in condition.items()}
+
+
+def concatenate(conditions: list[Condition]) -> Condition:
+    """Rows of several conditions of the same kind, one after the other."""
+    return {name: torch.cat([condition[name] for condition in conditions]) for name in conditions[0]}

@@ -1,0 +1,212 @@
+"""Batched sampling over seeds. diffusers' scheduler objects do the stepping; none is reimplemented."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor
+
+from audit.errors import InvalidInput
+from audit.model.denoiser import Condition, Denoiser, concatenate, repeat
+
+#: Short names of schedulers, as a request spells them. "" is the checkpoint's own.
+SCHEDULERS: dict[str, str] = {
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler-ancestral": "EulerAncestralDiscreteScheduler",
+    "dpm++2m": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "pndm": "PNDMScheduler",
+}
+
+MAX_STEPS = 1000
+MAX_GUIDANCE = 100.0
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """How images are drawn under a prompt. Zero values mean the checkpoint's own, but for `eta` and `guidance`.
+
+    Attributes:
+        scheduler: a key of `SCHEDULERS`, or "" for the checkpoint's own.
+        steps: denoiser steps per image.
+        guidance: weight of classifier-free guidance (Ho & Salimans 2022, as diffusers counts it: 1 is none).
+        negative_prompt: conditions the other branch of the guidance.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        eta: DDIM's stochasticity, in [0, 1].
+    """
+
+    scheduler: str = ""
+    steps: int = 50
+    guidance: float = 7.5
+    negative_prompt: str = ""
+    height: int = 0
+    width: int = 0
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raises InvalidInput, naming the field, for values out of range."""
+        if self.scheduler and self.scheduler not in SCHEDULERS:
+            raise InvalidInput(
+                f"unknown scheduler {self.scheduler!r}; known: {', '.join(SCHEDULERS)}",
+                reason="SCHEDULER_UNKNOWN",
+                field="sampler.scheduler",
+            )
+        if not 1 <= self.steps <= MAX_STEPS:
+            raise InvalidInput(
+                f"steps must be in [1, {MAX_STEPS}], not {self.steps}", reason="STEPS_OUT_OF_RANGE", field="sampler.steps"
+            )
+        if not (math.isfinite(self.guidance) and 0 <= self.guidance <= MAX_GUIDANCE):
+            raise InvalidInput(
+                f"guidance must be a number in [0, {MAX_GUIDANCE:g}], not {self.guidance}",
+                reason="GUIDANCE_OUT_OF_RANGE",
+                field="sampler.guidance",
+            )
+        if not (math.isfinite(self.eta) and 0 <= self.eta <= 1):
+            raise InvalidInput(f"eta must be in [0, 1], not {self.eta}", reason="ETA_OUT_OF_RANGE", field="sampler.eta")
+
+    @property
+    def guided(self) -> bool:
+        """Whether the unconditional (or negative) branch is evaluated at all."""
+        return self.guidance != 1.0
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a group of seeds gave.
+
+    Attributes:
+        seeds: one per row.
+        latents: the samplers' results, shape (n, *latent shape).
+        displacements: ‖z_t − z_{t+1}‖ per step, shape (n, steps).
+        contrasts: ‖ε_Δ‖₂ = ‖ε̂_cond − ε̂_uncond‖₂ per step, shape (n, steps); empty (n, 0) without guidance.
+        contrast_map: the last step's Σ_channels ε_Δ²/σ², shape (n, height, width) of the latent (Kim & Lee 2026):
+            where in the image the copy sits; None without guidance.
+    """
+
+    seeds: tuple[int, ...]
+    latents: Tensor
+    displacements: Tensor
+    contrasts: Tensor
+    contrast_map: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    @staticmethod
+    def concatenate(groups: Sequence[Samples]) -> Samples:
+        """Groups of the same prompt and settings, one after the other."""
+        maps = [group.contrast_map for group in groups if group.contrast_map is not None]
+        return Samples(
+            seeds=tuple(seed for group in groups for seed in group.seeds),
+            latents=torch.cat([group.latents for group in groups]),
+            displacements=torch.cat([group.displacements for group in groups]),
+            contrasts=torch.cat([group.contrasts for group in groups]),
+            contrast_map=torch.cat(maps) if maps else None,
+        )
+
+
+def build_scheduler(name: str, config: dict[str, Any]) -> Any:
+    """A fresh diffusers scheduler.
+
+    Args:
+        name: a key of `SCHEDULERS`, or "" for the class that the configuration names.
+        config: the checkpoint's scheduler_config.json.
+    """
+    class_name = SCHEDULERS[name] if name else config.get("_class_name", "DDIMScheduler")
+    return getattr(diffusers, class_name).from_config({k: v for k, v in config.items() if k != "_class_name"})
+
+
+def draw_noise(seeds: Sequence[int], shape: Sequence[int]) -> tuple[Tensor, list[torch.Generator]]:
+    """Standard normal starts, one generator per seed, float32 on the CPU so that every device gets the same.
+
+    Returns:
+        noise of shape (n, *shape), and the generators, ready for the noise of stochastic schedulers.
+    """
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return torch.stack([torch.randn(tuple(shape), generator=g) for g in generators]), generators
+
+
+@torch.inference_mode()
+def sample(
+    denoiser: Denoiser,
+    scheduler: Any,
+    settings: SamplerSettings,
+    condition: Condition,
+    unconditional: Condition,
+    seeds: Sequence[int],
+    latent_shape: Sequence[int],
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    on_step: Callable[[int], None] = lambda step: None,
+) -> Samples:
+    """Draw one latent per seed, all in one batch.
+
+    A seed's sample does not depend on the other seeds of the batch, beyond float tolerance: each seed has its own
+    generator for the start and for the noise of every stochastic step.
+
+    Args:
+        denoiser: what predicts.
+        scheduler: a fresh one of `build_scheduler`; it keeps state, so it serves this call alone.
+        settings: steps, guidance and eta are read here.
+        condition: of the prompt, one row.
+        unconditional: of the empty or negative prompt, one row.
+        seeds: one per sample, in [0, 2⁶³).
+        latent_shape: of one row.
+        device: where latents live.
+        dtype: of latents.
+        on_step: called after every step with the number of steps done.
+
+    Returns:
+        The samples and what their trajectories gave for free.
+    """
+    n = len(seeds)
+    start, generators = draw_noise(seeds, latent_shape)
+    scheduler.set_timesteps(settings.steps)
+    x = (start * float(scheduler.init_noise_sigma)).to(device, dtype)
+    rows = repeat(condition, n)
+    if settings.guided:
+        rows = concatenate([repeat(unconditional, n), rows])
+    accepted = inspect.signature(scheduler.step).parameters
+    extra: dict[str, Any] = {}
+    if "eta" in accepted:
+        extra["eta"] = settings.eta
+    if "generator" in accepted:
+        extra["generator"] = generators
+
+    displacements, contrasts, contrast_map = [], [], None
+    for step, t in enumerate(scheduler.timesteps):
+        scaled = scheduler.scale_model_input(x, t)
+        if settings.guided:
+            doubled = torch.cat([scaled, scaled])
+            times = t.expand(2 * n)
+            native = denoiser.native(doubled, times, rows)
+            other, wanted = native.chunk(2)
+            noise_other, noise_wanted = denoiser.noise(doubled, times, native).chunk(2)
+            contrast = noise_wanted - noise_other
+            contrasts.append(contrast.flatten(1).norm(dim=1))
+            _, sigma = denoiser.schedule.at(t.expand(n), x)
+            contrast_map = (contrast / sigma).square().sum(1)
+            native = other + settings.guidance * (wanted - other)
+        else:
+            native = denoiser.native(scaled, t.expand(n), rows)
+        moved = scheduler.step(native, t, x, **extra, return_dict=False)[0].to(dtype)
+        displacements.append((moved - x).flatten(1).norm(dim=1))
+        x = moved
+        on_step(step + 1)
+    return Samples(
+        seeds=tuple(seeds),
+        latents=x,
+        displacements=torch.stack(displacements, 1).cpu(),
+        contrasts=torch.stack(contrasts, 1).cpu() if contrasts else torch.zeros(n, 0),
+        contrast_map=None if contrast_map is None else contrast_map.cpu(),
+    )

@@ -1,0 +1,161 @@
+"""Reading and converting images. Everywhere else images are float32 tensors (n, channels, height, width) in [-1, 1]."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from audit.errors import InvalidInput, NotFound
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+#: An image that decodes to more pixels than this is refused before it is decoded.
+MAX_PIXELS = 64_000_000
+#: Pixel distances are taken at this longer side; larger images are averaged down first.
+PIXEL_SIDE = 64
+
+
+def read_image(source: Path | bytes, name: str = "") -> NDArray[np.uint8]:
+    """Decode one image to uint8, (height, width) when it is greyscale and (height, width, 3) otherwise.
+
+    Raises:
+        InvalidInput: the bytes are no image, or one of too many pixels.
+    """
+    name = name or (source.name if isinstance(source, Path) else "the upload")
+    try:
+        with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise InvalidInput(
+                    f"{name} has {image.width}×{image.height} pixels, more than {MAX_PIXELS:,}",
+                    reason="IMAGE_TOO_LARGE",
+                    field="image",
+                )
+            return np.asarray(image.convert("L" if image.mode in ("1", "L", "I;16") else "RGB"))
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InvalidInput(f"{name} is not a readable image", reason="IMAGE_UNREADABLE", field="image") from error
+
+
+def read_images(source: Path) -> tuple[NDArray[np.uint8], list[str]]:
+    """Read a folder of image files or a NumPy archive.
+
+    Args:
+        source: a folder (searched recursively, in the order of the names, all images of one size), or an .npz file
+            with `images`, uint8, (n, height, width) or (n, height, width, 3), and optionally `captions`, n strings.
+
+    Returns:
+        images, uint8, (n, height, width, channels) with 1 or 3 channels; and one caption per image (in a folder:
+        the file's name).
+
+    Raises:
+        NotFound: there is nothing at `source`.
+        InvalidInput: it holds no images, images of several sizes, or arrays of the wrong kind.
+    """
+    if source.is_dir():
+        return _read_folder(source)
+    if not source.is_file():
+        raise NotFound(f"no images at {source}", reason="IMAGES_NOT_FOUND", field="images")
+    try:
+        with np.load(source, allow_pickle=False) as arrays:
+            images = arrays["images"]
+            captions = [str(c) for c in arrays["captions"]] if "captions" in arrays else [""] * len(images)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InvalidInput(
+            f"{source.name} is not a NumPy archive with an array `images`", reason="IMAGES_UNREADABLE", field="images"
+        ) from error
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or not images.size:
+        raise InvalidInput(
+            f"`images` of {source.name} must be uint8, (n, height, width) or (n, height, width, 3), "
+            f"not {images.dtype} {images.shape}",
+            reason="IMAGES_WRONG_SHAPE",
+            field="images",
+        )
+    if len(captions) != len(images):
+        raise InvalidInput(
+            f"{source.name} has {len(images)} images but {len(captions)} captions",
+            reason="IMAGES_WRONG_SHAPE",
+            field="images",
+        )
+    return images, captions
+
+
+def _read_folder(folder: Path) -> tuple[NDArray[np.uint8], list[str]]:
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise InvalidInput(f"{folder.name} holds no images", reason="IMAGES_EMPTY", field="images")
+    images = [read_image(path) for path in files]
+    if len({image.ndim for image in images}) > 1:
+        images = [np.repeat(image[..., None], 3, axis=-1) if image.ndim == 2 else image for image in images]
+    sizes = {image.shape[:2] for image in images}
+    if len(sizes) > 1:
+        shown = ", ".join(f"{height}×{width}" for height, width in sorted(sizes)[:3])
+        raise InvalidInput(
+            f"the images of {folder.name} have {len(sizes)} sizes ({shown} …); bring them to the checkpoint's size",
+            reason="IMAGES_MIXED_SIZES",
+            field="images",
+        )
+    stacked = np.stack(images)
+    return (
+        stacked[..., None] if stacked.ndim == 3 else stacked,
+        [path.relative_to(folder).as_posix() for path in files],
+    )
+
+
+def to_float(images: NDArray[np.uint8]) -> Tensor:
+    """uint8 (n, height, width, channels) to float32 (n, channels, height, width) in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+
+
+def to_bytes(images: Tensor) -> NDArray[np.uint8]:
+    """The inverse of `to_float`, rounded."""
+    array: NDArray[np.uint8] = (
+        images.add(1.0).mul(127.5).round().clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()
+    )
+    return array
+
+
+def encode_png(image: NDArray[np.uint8]) -> bytes:
+    """uint8 (height, width, channels) as a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def with_channels(images: Tensor, channels: int) -> Tensor:
+    """Images with 1 or 3 channels: grey is repeated, colour is averaged."""
+    if images.shape[1] == channels:
+        return images
+    return images.expand(-1, 3, -1, -1) if channels == 3 else images.mean(1, keepdim=True)
+
+
+def pixel_vectors(images: Tensor, channels: int, side: tuple[int, int]) -> Tensor:
+    """Images as the vectors whose ℓ2 distance is the pixel distance.
+
+    Args:
+        images: (n, c, height, width) in [-1, 1].
+        channels: of the reference set, 1 or 3.
+        side: height and width of the reference set's images; brought down to `PIXEL_SIDE` where they are larger.
+
+    Returns:
+        float32, (n, channels × height × width).
+    """
+    shrink = min(1.0, PIXEL_SIDE / max(side))
+    size = (max(1, round(side[0] * shrink)), max(1, round(side[1] * shrink)))
+    images = with_channels(images.float(), channels)
+    if images.shape[-2:] != size:
+        images = F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
+    return images.flatten(1).contiguous()
+
+
+def in_chunks(total: int, size: int) -> Iterator[slice]:
+    """Consecutive slices of at most `size` that cover range(total)."""
+    return (slice(start, min(start + size, total)) for start in range(0, total, size))

@@ -1,0 +1,126 @@
+"""What one audit found, whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+from numpy.typing import NDArray
+
+from audit.evidence.curvature import CurvatureLevel, CurvatureSettings
+from audit.evidence.neighbors import Neighbors
+from audit.evidence.stability import Stability
+from audit.model.sampling import SamplerSettings
+from audit.verdict.decision import Decision
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an audit took.
+
+    Attributes:
+        sampling_evaluations: single-row denoiser evaluations for the samples.
+        curvature_evaluations: and for curvature.
+        compute_seconds: of work.
+        stage_seconds: by stage.
+        queue_seconds: waited before the work began.
+    """
+
+    sampling_evaluations: int
+    curvature_evaluations: int
+    compute_seconds: float
+    stage_seconds: dict[str, float]
+    queue_seconds: float = 0.0
+
+    @property
+    def evaluations(self) -> int:
+        """NFE in all."""
+        return self.sampling_evaluations + self.curvature_evaluations
+
+
+@dataclass(frozen=True)
+class ReferenceUsed:
+    """The reference set of an audit.
+
+    Attributes:
+        name: of the set.
+        digest: of its images.
+        size: number of its images.
+        complete: whether it is the whole training set.
+        captions: of the images that were anybody's nearest, by index.
+        images: those images, uint8 (height, width, channels), by index; empty unless asked for.
+    """
+
+    name: str
+    digest: str
+    size: int
+    complete: bool
+    captions: dict[int, str]
+    images: dict[int, NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """One audit: the decision, every measurement behind it, cost and provenance.
+
+    Attributes:
+        prompt: audited.
+        decision: the verdict, its probabilities, fractions and reasons.
+        stability: of the seeds drawn.
+        neighbors: nearest references; None when nothing was searched.
+        curvature: one entry per noise level; empty when it was not measured.
+        seeds: one per sample.
+        sampler: as used.
+        budget_definition_samples: N.
+        curvature_settings: as used.
+        checkpoint_name: of the checkpoint.
+        checkpoint_digest: of its weights.
+        family: kind of pipeline.
+        reference: what samples were compared with; None for nothing.
+        calibration_digest: "" for the built-in defaults.
+        calibration_fits: whether it was made with this checkpoint and these sampler settings.
+        cost: evaluations and seconds.
+        libraries: versions of what decides numbers.
+        finished: when, UTC.
+        device: and precision, e.g. "cpu float32".
+        images: the samples, uint8 (n, height, width, channels); None unless asked for.
+    """
+
+    prompt: str
+    decision: Decision
+    stability: Stability
+    neighbors: Neighbors | None
+    curvature: tuple[CurvatureLevel, ...]
+    seeds: tuple[int, ...]
+    sampler: SamplerSettings
+    budget_definition_samples: int
+    curvature_settings: CurvatureSettings
+    checkpoint_name: str
+    checkpoint_digest: str
+    family: str
+    reference: ReferenceUsed | None
+    calibration_digest: str
+    calibration_fits: bool
+    cost: Cost
+    libraries: dict[str, str]
+    finished: datetime
+    device: str
+    images: NDArray[np.uint8] | None
+
+
+@cache
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that decide numbers."""
+    return {name: version(name) for name in ("torch", "diffusers", "transformers", "open_clip_torch", "faiss-cpu")}
+
+
+@cache
+def basin_version() -> str:
+    """Version of Basin, or "0" where it runs without being installed."""
+    try:
+        return version("basin-audit")
+    except PackageNotFoundError:
+        return "0"
