@@ -1,0 +1,96 @@
+PYTHON ?= python3
+BIN := .venv/bin
+CONSTRAINTS := deploy/constraints.txt
+DEBIAN := dataset-fashion-mnist prometheus
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help venv debian demo test lint types proto proto-check wheel-check bench format clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | while IFS=$$'\t' read -r t d; do printf '  %-12s %s\n' "$$t" "$$d"; done
+
+venv: .venv/.installed ## Install the project and its tools into .venv (PYTHON=... picks the interpreter)
+
+.venv/.installed: pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed and $(PYTHON) is not: try make venv PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || \
+		{ echo "$(PYTHON) cannot make virtual environments: on Debian, apt-get install python3-venv" >&2; exit 1; }
+	@echo "Installing into .venv: several GB, some minutes"
+	@$(BIN)/python -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear .venv
+	@$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
+	@touch $@
+
+debian: ## Install the Debian packages that the tests use
+	@missing=; for name in $(DEBIAN); do \
+		[ "$$(dpkg-query -W -f='$${db:Status-Status}' $$name 2>/dev/null)" = installed ] || missing+=" $$name"; \
+	done; \
+	[ -n "$$missing" ] || exit 0; \
+	if [ "$$(id -u)" = 0 ]; then root=; elif sudo -n true 2>/dev/null; then root="sudo -n"; else root=none; fi; \
+	if [ "$$root" = none ] || ! command -v apt-get >/dev/null; then \
+		echo "Missing Debian packages:$$missing" >&2; exit 1; \
+	fi; \
+	$$root apt-get update -qq; \
+	$$root env DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $$missing
+
+demo: venv ## Run the demonstration that ships with the package
+	@$(BIN)/basin demo
+
+test: debian venv lint types proto-check wheel-check ## Run every check, the tests last
+	$(BIN)/pytest
+
+lint: venv ## Check style and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: venv ## Check types
+	$(BIN)/mypy
+
+# buf's own generator has no gRPC plugin for Python; grpcio-tools bundles protoc with one.
+protoc = PATH="$(CURDIR)/$(BIN):$$PATH" python -m grpc_tools.protoc --proto_path=proto \
+	--python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1) proto/audit/v1/*.proto
+
+proto: venv ## Generate audit/v1 from proto/
+	@rm -f audit/v1/*_pb2*
+	@mkdir -p audit/v1; touch audit/v1/__init__.py
+	$(call protoc,.)
+
+proto-check: venv ## Lint proto/, compare it with the last release, and audit/v1 with what proto/ generates
+	$(BIN)/buf lint proto
+	$(BIN)/buf format proto --diff --exit-code
+	@rm -rf build/proto; mkdir -p build/proto/generated
+	@tag=$$(git describe --tags --abbrev=0 --match 'v*' 2>/dev/null || true); \
+	if [ -n "$$tag" ] && git cat-file -e "$$tag:proto/buf.yaml" 2>/dev/null; then \
+		git archive "$$tag" proto | tar -x -C build/proto --transform 's,^proto,released,'; \
+		echo "$(BIN)/buf breaking proto --against $$tag"; \
+		$(BIN)/buf breaking proto --against build/proto/released; \
+	else echo "buf breaking: nothing released to compare with"; fi
+	@$(call protoc,build/proto/generated)
+	@diff -r -x __init__.py -x __pycache__ audit/v1 build/proto/generated/audit/v1 || \
+		{ echo "audit/v1 is not what proto/ generates: run make proto" >&2; exit 1; }
+
+# Its own environment, made anew when the dependencies change; the wheel is reinstalled every time.
+build/wheel-venv/.made: pyproject.toml $(CONSTRAINTS)
+	@$(BIN)/python -m venv --clear build/wheel-venv
+	@touch $@
+
+wheel-check: venv build/wheel-venv/.made ## Build the wheel, install it on its own and run it
+	@rm -rf build/lib build/bdist.* build/wheel
+	@$(BIN)/python -m build --wheel --outdir build/wheel >build/wheel.log 2>&1 || { cat build/wheel.log >&2; exit 1; }
+	@build/wheel-venv/bin/pip install --quiet --force-reinstall --no-deps build/wheel/*.whl
+	@build/wheel-venv/bin/pip install --quiet --constraint $(CONSTRAINTS) build/wheel/*.whl
+	tests/wheel/check.sh build/wheel-venv/bin
+
+bench: venv ## Measure everything that the tables in README.md and docs/ state
+	$(BIN)/python -m tests.benchmarks
+
+format: venv ## Repair style and format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean: ## Remove what was built and cached, but for .venv
+	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find audit service tests -name __pycache__ -prune -exec rm -rf {} +
