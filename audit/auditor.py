@@ -17,8 +17,8 @@ from audit.evidence.curvature import CurvatureSettings, measure_curvature
 from audit.evidence.neighbors import NeighborFinder, Neighbors
 from audit.evidence.stability import measure_stability
 from audit.model.checkpoint import Checkpoint
-from audit.model.denoiser import Denoiser, MeteredDenoiser
-from audit.model.sampling import Samples, SamplerSettings, build_scheduler, sample
+from audit.model.denoiser import Condition, Denoiser, MeteredDenoiser
+from audit.model.sampling import SCHEDULERS, SamplerSettings, Samples, build_scheduler, sample
 from audit.reference.images import in_chunks, pixel_vectors, to_bytes
 from audit.reference.reference_set import ReferenceSet
 from audit.report import Cost, ReferenceUsed, Report, library_versions
@@ -88,7 +88,6 @@ class Auditor:
         checkpoint: what is audited.
         reference: what samples are compared with; None compares with nothing.
         calibration: the built-in defaults when None.
-        denoiser: stands in for the checkpoint's own, e.g. one that merges batches.
     """
 
     def __init__(
@@ -96,14 +95,12 @@ class Auditor:
         checkpoint: Checkpoint,
         reference: ReferenceSet | None = None,
         calibration: Calibration | None = None,
-        denoiser: Denoiser | None = None,
     ) -> None:
         from audit.demo import default_calibration
 
         self.checkpoint = checkpoint
         self.reference = reference
         self.calibration = calibration or default_calibration()
-        self.denoiser = denoiser or checkpoint.denoiser
         self._finder = None if reference is None else NeighborFinder(reference, checkpoint)
         own = self.calibration.sampler if self.calibration.checkpoint_digest == checkpoint.digest else None
         self.defaults = own or checkpoint.defaults
@@ -126,19 +123,54 @@ class Auditor:
                     reason="SIZE_OUT_OF_RANGE",
                     field=f"sampler.{name}",
                 )
+        if settings.steps > len(self.checkpoint.denoiser.schedule):
+            raise InvalidInput(
+                f"steps must be at most the {len(self.checkpoint.denoiser.schedule)} timesteps of the checkpoint, "
+                f"not {settings.steps}",
+                reason="STEPS_OUT_OF_RANGE",
+                field="sampler.steps",
+            )
+        try:
+            self.timesteps(settings)
+        except (ValueError, IndexError) as error:  # how a scheduler says that it needs more steps
+            raise InvalidInput(
+                f"the scheduler cannot make {settings.steps} steps", reason="STEPS_OUT_OF_RANGE", field="sampler.steps"
+            ) from error
         return settings
 
-    def check_prompt(self, prompt: str) -> None:
-        """Raises InvalidInput for a prompt that cannot be audited: empty, or longer than the checkpoint reads."""
+    def timesteps(self, sampler: SamplerSettings) -> list[float]:
+        """Timesteps that the sampler visits, first to last; some schedulers visit more than the steps asked for."""
+        scheduler = build_scheduler(sampler.scheduler, self.checkpoint.scheduler_config)
+        scheduler.set_timesteps(sampler.steps)
+        return [float(t) for t in scheduler.timesteps]
+
+    def encode(self, prompt: str, field: str = "prompt") -> Condition:
+        """The condition of a prompt, one row.
+
+        Raises:
+            InvalidInput: the prompt is longer than the checkpoint reads; the error names `field`.
+        """
+        try:
+            if len(prompt) > MAX_PROMPT_CHARACTERS:  # before the tokenizer has to read it
+                raise InvalidInput(
+                    f"the prompt has {len(prompt)} characters, at most {MAX_PROMPT_CHARACTERS} are read",
+                    reason="PROMPT_TOO_LONG",
+                    field=field,
+                )
+            return self.checkpoint.encode_prompts([prompt])
+        except InvalidInput as error:
+            error.field = field
+            raise
+
+    def check_prompt(self, prompt: str) -> Condition:
+        """The condition of a prompt to be audited.
+
+        Raises:
+            InvalidInput: the prompt is empty, or longer than the checkpoint reads.
+        """
         if not prompt.strip():
             raise InvalidInput("the prompt is empty", reason="PROMPT_EMPTY", field="prompt")
-        if len(prompt) > MAX_PROMPT_CHARACTERS:
-            raise InvalidInput(
-                f"the prompt has {len(prompt)} characters, at most {MAX_PROMPT_CHARACTERS} are read",
-                reason="PROMPT_TOO_LONG",
-                field="prompt",
-            )
-        self.checkpoint.encode_prompts([prompt])
+        return self.encode(prompt)
 
     def audit(
         self,
@@ -147,6 +179,7 @@ class Auditor:
         sampler: SamplerSettings | None = None,
         budget: Budget | None = None,
         include_images: bool = False,
+        denoiser: Denoiser | None = None,
         on_progress: Callable[[Progress], None] = lambda progress: None,
         check: Callable[[], None] = lambda: None,
     ) -> Report:
@@ -159,7 +192,8 @@ class Auditor:
             sampler: from `resolve_sampler`; the checkpoint's own when None.
             budget: what to spend; the defaults when None.
             include_images: whether the report keeps samples and their nearest references as images.
-            on_progress: called from time to time.
+            denoiser: stands in for the checkpoint's own, e.g. one that merges batches.
+            on_progress: called at every stage and before every denoiser call.
             check: called before every denoiser call; raises to stop the audit there.
 
         Raises:
@@ -168,17 +202,23 @@ class Auditor:
         """
         sampler = sampler or self.resolve_sampler()
         budget = budget or Budget()
-        self.check_prompt(prompt)
         checkpoint, spent = self.checkpoint, _Stopwatch()
-        meter = MeteredDenoiser(self.denoiser, check)
         planned = self.planned_evaluations(sampler, budget)
+        stage = "sampling"
 
-        def tell(stage: str) -> None:
+        def tell(entered: str) -> None:
+            nonlocal stage
+            stage = entered
             on_progress(Progress(stage, meter.evaluations, planned))
 
+        def before_call() -> None:
+            check()
+            tell(stage)
+
+        meter = MeteredDenoiser(denoiser or checkpoint.denoiser, before_call)
         with spent.stage("sampling"):
-            condition = checkpoint.encode_prompts([prompt])
-            unconditional = checkpoint.encode_prompts([sampler.negative_prompt])
+            condition = self.check_prompt(prompt)
+            unconditional = self.encode(sampler.negative_prompt, "sampler.negative_prompt")
             seeds = range(budget.first_seed, budget.first_seed + budget.seeds)
             samples = Samples.concatenate(
                 [
@@ -192,7 +232,6 @@ class Auditor:
                         checkpoint.latent_shape(sampler),
                         device=checkpoint.device,
                         dtype=checkpoint.dtype,
-                        on_step=lambda step: tell("sampling"),
                     )
                     for part in in_chunks(len(seeds), GROUP)
                 ]
@@ -211,7 +250,7 @@ class Auditor:
 
         tell("curvature")
         with spent.stage("curvature"):
-            empty = checkpoint.encode_prompts([""])
+            empty = self.encode("") if sampler.negative_prompt else unconditional
             curvature = measure_curvature(
                 meter, samples.latents, condition, empty, budget.curvature, seed=budget.first_seed
             )
@@ -237,6 +276,7 @@ class Auditor:
             curvature=curvature,
             seeds=samples.seeds,
             sampler=sampler,
+            scheduler_class=SCHEDULERS.get(sampler.scheduler, checkpoint.scheduler_config["_class_name"]),
             budget_definition_samples=budget.definition_samples,
             curvature_settings=budget.curvature,
             checkpoint_name=checkpoint.name,
@@ -265,9 +305,7 @@ class Auditor:
 
     def planned_evaluations(self, sampler: SamplerSettings, budget: Budget) -> int:
         """Denoiser evaluations that an audit will make."""
-        scheduler = build_scheduler(sampler.scheduler, self.checkpoint.scheduler_config)
-        scheduler.set_timesteps(sampler.steps)
-        sampling = budget.seeds * len(scheduler.timesteps) * (2 if sampler.guided else 1)
+        sampling = budget.seeds * len(self.timesteps(sampler)) * (2 if sampler.guided else 1)
         curve = budget.curvature
         points = min(curve.samples, budget.seeds) * len(curve.noise_levels) * (2 if curve.baseline else 1)
         dimension = math.prod(self.checkpoint.latent_shape(sampler))

@@ -74,6 +74,7 @@ class Report:
         curvature: one entry per noise level; empty when it was not measured.
         seeds: one per sample.
         sampler: as used.
+        scheduler_class: of the diffusers scheduler that drew the samples.
         budget_definition_samples: N.
         curvature_settings: as used.
         checkpoint_name: of the checkpoint.
@@ -96,6 +97,7 @@ class Report:
     curvature: tuple[CurvatureLevel, ...]
     seeds: tuple[int, ...]
     sampler: SamplerSettings
+    scheduler_class: str
     budget_definition_samples: int
     curvature_settings: CurvatureSettings
     checkpoint_name: str
