@@ -1,0 +1,242 @@
+"""The Python client: a server's audits, checkpoints and reference sets as plain calls.
+
+with BasinClient("localhost:50051") as client:
+    report = client.audit(AuditRequest(prompt="a red silk dress for spring from oslo", reference="demo"))
+    print(Verdict.Name(report.verdict), report.confidence)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self, TypeVar
+
+import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from audit.errors import AuditError
+from audit.v1 import (
+    audit_pb2,
+    audit_pb2_grpc,
+    checkpoint_pb2,
+    checkpoint_pb2_grpc,
+    info_pb2,
+    info_pb2_grpc,
+    reference_pb2,
+    reference_pb2_grpc,
+    report_pb2,
+)
+
+#: Reports with images outgrow gRPC's 4 MB, and a client trusts the server it chose.
+_OPTIONS = (("grpc.max_receive_message_length", -1),)
+_FIRST_PAUSE = 0.5
+
+_T = TypeVar("_T")
+
+
+class ServiceError(AuditError):
+    """The server refused a call, failed, or did not answer.
+
+    Attributes:
+        reason: the server's, as `audit.errors` names it; the status code's name where the server gave none.
+        field: the request field at fault, or "".
+        code: the canonical status code.
+        retry_seconds: how long the server asks to wait before the next try; None when it does not ask.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: grpc.StatusCode,
+        reason: str = "",
+        field: str = "",
+        retry_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message, reason=reason or code.name, field=field)
+        self.code = code
+        self.retry_seconds = retry_seconds
+
+
+class BasinClient:
+    """Calls one server. Safe to use from several threads.
+
+    Every call raises ServiceError when the server refuses it, fails, or does not answer.
+
+    Args:
+        target: HOST:PORT.
+        timeout: seconds that one call may take; None for as long as it takes.
+        patience: seconds that an audit goes on knocking while the server sheds load.
+    """
+
+    def __init__(self, target: str, *, timeout: float | None = None, patience: float = 60.0) -> None:
+        self.target = target
+        self.timeout = timeout
+        self.patience = patience
+        self._channel = grpc.insecure_channel(target, options=_OPTIONS)
+        self._audits = audit_pb2_grpc.AuditServiceStub(self._channel)
+        self._checkpoints = checkpoint_pb2_grpc.CheckpointServiceStub(self._channel)
+        self._references = reference_pb2_grpc.ReferenceServiceStub(self._channel)
+        self._info = info_pb2_grpc.InfoServiceStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancel what is in flight, which also stops its work on the server, and hang up."""
+        self._channel.close()
+
+    def audit(
+        self,
+        request: audit_pb2.AuditRequest,
+        on_progress: Callable[[audit_pb2.Progress], None] | None = None,
+    ) -> report_pb2.Report:
+        """Audit one prompt.
+
+        Args:
+            request: what to audit, and how.
+            on_progress: called from time to time.
+        """
+
+        def once() -> report_pb2.Report:
+            if on_progress is None:
+                with self._errors():
+                    return self._audits.Audit(request, timeout=self.timeout).report
+            for event in self._stream(request):
+                if isinstance(event, report_pb2.Report):
+                    return event
+                on_progress(event)
+            raise ServiceError("the server ended the audit without a report", code=grpc.StatusCode.DATA_LOSS)
+
+        return self._patiently(once)
+
+    def stream(self, request: audit_pb2.AuditRequest) -> Iterator[audit_pb2.Progress | report_pb2.Report]:
+        """Audit one prompt: any number of `Progress`, then the `Report`. Leaving the iterator stops the audit."""
+        return self._stream(request)
+
+    def info(self) -> info_pb2.GetInfoResponse:
+        """Versions, limits and what is loaded."""
+        with self._errors():
+            return self._info.GetInfo(info_pb2.GetInfoRequest(), timeout=self.timeout)
+
+    def checkpoints(self) -> list[checkpoint_pb2.CheckpointInfo]:
+        """All registered checkpoints, by id."""
+        found: list[checkpoint_pb2.CheckpointInfo] = []
+        request = checkpoint_pb2.ListCheckpointsRequest()
+        while True:
+            with self._errors():
+                page = self._checkpoints.ListCheckpoints(request, timeout=self.timeout)
+            found += page.checkpoints
+            request.page_token = page.next_page_token
+            if not request.page_token:
+                return found
+
+    def load_checkpoint(self, checkpoint: str) -> checkpoint_pb2.CheckpointInfo:
+        """Load a registered checkpoint."""
+        with self._errors():
+            request = checkpoint_pb2.LoadCheckpointRequest(checkpoint=checkpoint)
+            return self._checkpoints.LoadCheckpoint(request, timeout=self.timeout).checkpoint
+
+    def unload_checkpoint(self, checkpoint: str) -> checkpoint_pb2.CheckpointInfo:
+        """Unload a checkpoint; audits in flight finish first."""
+        with self._errors():
+            request = checkpoint_pb2.UnloadCheckpointRequest(checkpoint=checkpoint)
+            return self._checkpoints.UnloadCheckpoint(request, timeout=self.timeout).checkpoint
+
+    def references(self) -> list[reference_pb2.ReferenceInfo]:
+        """All registered reference sets, by name."""
+        found: list[reference_pb2.ReferenceInfo] = []
+        request = reference_pb2.ListReferencesRequest()
+        while True:
+            with self._errors():
+                page = self._references.ListReferences(request, timeout=self.timeout)
+            found += page.references
+            request.page_token = page.next_page_token
+            if not request.page_token:
+                return found
+
+    def search_reference(
+        self, reference: str, image: bytes, *, limit: int = 0, include_images: bool = False
+    ) -> reference_pb2.SearchReferenceResponse:
+        """The reference images nearest to an image.
+
+        Args:
+            reference: name of a registered reference set.
+            image: a PNG, JPEG or WebP file.
+            limit: most hits wanted; 0 lets the server choose.
+            include_images: whether hits carry their images.
+        """
+        with self._errors():
+            request = reference_pb2.SearchReferenceRequest(
+                reference=reference, image=image, limit=limit, include_images=include_images
+            )
+            return self._references.SearchReference(request, timeout=self.timeout)
+
+    def _stream(self, request: audit_pb2.AuditRequest) -> Iterator[audit_pb2.Progress | report_pb2.Report]:
+        with self._errors():
+            call = self._audits.StreamAudit(audit_pb2.StreamAuditRequest(audit=request), timeout=self.timeout)
+            try:
+                for event in call:
+                    yield event.report if event.HasField("report") else event.progress
+            finally:
+                call.cancel()
+
+    def _patiently(self, call: Callable[[], _T]) -> _T:
+        """Repeat a call that the server sheds, at its own pace and ever slower, until patience ends."""
+        deadline, pause = time.monotonic() + self.patience, _FIRST_PAUSE
+        while True:
+            try:
+                return call()
+            except ServiceError as error:
+                if error.code is not grpc.StatusCode.RESOURCE_EXHAUSTED or error.retry_seconds is None:
+                    raise
+                pause = max(pause, error.retry_seconds)
+                if time.monotonic() + pause > deadline:
+                    raise
+            time.sleep(pause)
+            pause *= 1.5
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise self._translate(error) from None
+
+    def _translate(self, error: grpc.RpcError) -> ServiceError:
+        """A failed call as a ServiceError, with the details that AIP-193 puts into its status."""
+        assert isinstance(error, grpc.Call)
+        code, message = error.code(), error.details() or ""
+        reason, field, retry_seconds = "", "", None
+        status = rpc_status.from_call(error)
+        for detail in status.details if status is not None else ():
+            information = error_details_pb2.ErrorInfo()
+            request, retry = error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
+            if detail.Unpack(information):
+                reason = information.reason
+            elif detail.Unpack(request) and request.field_violations:
+                field = request.field_violations[0].field
+            elif detail.Unpack(retry):
+                retry_seconds = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
+        if not reason:  # not the server's own words but gRPC's, which speak of channels and streams
+            message = {
+                grpc.StatusCode.UNAVAILABLE: f"no server answers at {self.target}",
+                grpc.StatusCode.DEADLINE_EXCEEDED: f"{self.target} did not answer in time",
+                grpc.StatusCode.UNIMPLEMENTED: f"the server at {self.target} does not offer this call",
+                grpc.StatusCode.CANCELLED: "the call was cancelled",
+            }.get(code, message)
+        return ServiceError(
+            message or f"the call failed: {code.name}",
+            code=code,
+            reason=reason,
+            field=field,
+            retry_seconds=retry_seconds,
+        )
