@@ -129,7 +129,9 @@ class BatchingDenoiser:
 
     def _take(self) -> list[_Request]:
         """The oldest request and those of its kind that fit beside it, in order of arrival."""
-        kind, rows, batch, rest = self._waiting[0].kind, 0, [], []
+        batch: list[_Request] = []
+        rest: list[_Request] = []
+        kind, rows = self._waiting[0].kind, 0
         for request in self._waiting:
             if request.kind == kind and (not batch or rows + len(request.x) <= self.max_rows):
                 batch.append(request)

@@ -1,0 +1,250 @@
+"""Messages of proto/audit/v1 from and to the types of `audit`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+from google.protobuf.json_format import MessageToDict
+from numpy.typing import NDArray
+from PIL import Image
+
+from audit.auditor import Budget
+from audit.evidence import curvature, stability
+from audit.reference.images import encode_png
+from audit.report import Report, basin_version
+from audit.v1 import audit_pb2, report_pb2
+from audit.verdict import decision
+from audit.verdict.rule import CLASSES
+
+#: In the order of `CLASSES`.
+VERDICTS = (report_pb2.memorized, report_pb2.spurious, report_pb2.generalized)
+#: Longer side of the images in a report, in pixels.
+IMAGE_SIDE = 256
+#: A report of more samples has smaller images, so that their sum stays bounded.
+FULL_SIZE_IMAGES = 64
+
+
+def report_to_proto(report: Report) -> report_pb2.Report:
+    """A report as its message, every field filled in; images as PNG files."""
+    decided, pictures = report.decision, _Pictures(report)
+    message = report_pb2.Report(
+        prompt=report.prompt,
+        verdict=VERDICTS[CLASSES.index(decided.verdict)],
+        confidence=decided.confidence,
+        decided=decided.decided,
+        probabilities=report_pb2.ClassValues(**dict(zip(CLASSES, decided.probabilities, strict=True))),
+        fractions=report_pb2.ClassIntervals(
+            **{name: _interval(value) for name, value in zip(CLASSES, decided.fractions, strict=True)},
+            level=decision.INTERVAL_LEVEL,
+        ),
+        recurring_probability=decided.recurring_probability,
+        copies=report_pb2.CopyEvidence(
+            found=decided.copies,
+            distinct_references=decided.distinct_references,
+            rate_upper_bound=decided.copy_rate_bound,
+        ),
+        reasons=decided.reasons,
+        stability=report_pb2.StabilityEvidence(
+            modes=[_mode(report, mode, pictures) for mode in report.stability.modes],
+            meeting_rate=report.stability.meeting_rate,
+            recurring_share=report.stability.recurring_share,
+            median_nearest_sample_distance=float(np.median(report.stability.nearest_sample_distance)),
+            final_step=report.stability.final_step,
+        ),
+        curvature=[_curvature(report, level) for level in report.curvature],
+        samples=[_sample(report, index, pictures) for index in range(len(report.seeds))],
+        subject=_subject(report),
+        cost=report_pb2.Cost(
+            evaluations=report.cost.evaluations,
+            sampling_evaluations=report.cost.sampling_evaluations,
+            curvature_evaluations=report.cost.curvature_evaluations,
+            queue_seconds=report.cost.queue_seconds,
+            compute_seconds=report.cost.compute_seconds,
+            stage_seconds=report.cost.stage_seconds,
+        ),
+        provenance=report_pb2.Provenance(
+            basin_version=basin_version(), libraries=report.libraries, device=report.device
+        ),
+    )
+    message.provenance.finish_time.FromDatetime(report.finished)
+    return message
+
+
+def report_to_json(report: report_pb2.Report) -> str:
+    """A report in the proto's JSON mapping, on one line, with the field names of the .proto files.
+
+    Plain fields are always there, also when they are empty; 64-bit integers and infinities are strings, as the
+    mapping has it.
+    """
+    content = MessageToDict(report, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    return json.dumps(content, ensure_ascii=False)
+
+
+def sampler_overrides(options: audit_pb2.SamplerOptions) -> dict[str, Any]:
+    """The settings that a request gives, for `audit.auditor.Auditor.resolve_sampler`; None means not given."""
+    given: dict[str, Any] = {
+        name: getattr(options, name) if options.HasField(name) else None
+        for name in ("steps", "guidance", "height", "width", "eta")
+    }
+    return {"scheduler": options.scheduler or None, "negative_prompt": options.negative_prompt or None, **given}
+
+
+def budget(options: audit_pb2.BudgetOptions, defaults: Budget) -> Budget:
+    """The budget of a request: what it gives on top of the defaults.
+
+    Raises:
+        InvalidInput: a value is out of range.
+    """
+    given = {
+        name: getattr(options, name) for name in ("seeds", "first_seed", "definition_samples") if options.HasField(name)
+    }
+    # Not a method until Budget has looked at it.
+    method = cast(curvature.Method, options.curvature or defaults.curvature.method)
+    return replace(defaults, **given, curvature=replace(defaults.curvature, method=method))
+
+
+class _Pictures:
+    """The images of a report, each encoded once; none when it has none."""
+
+    def __init__(self, report: Report) -> None:
+        self._samples = report.images
+        self._references = report.reference.images if report.reference else {}
+        count = len(report.seeds)
+        self._side = IMAGE_SIDE if count <= FULL_SIZE_IMAGES else int(IMAGE_SIDE * (FULL_SIZE_IMAGES / count) ** 0.5)
+        self._encoded: dict[int, report_pb2.Image] = {}
+
+    def sample(self, index: int) -> report_pb2.Image | None:
+        return None if self._samples is None else picture(self._samples[index], self._side)
+
+    def reference(self, index: int) -> report_pb2.Image | None:
+        if index not in self._references:
+            return None
+        if index not in self._encoded:
+            self._encoded[index] = picture(self._references[index], self._side)
+        return self._encoded[index]
+
+
+def picture(image: NDArray[np.uint8], side: int = IMAGE_SIDE) -> report_pb2.Image:
+    """An image as a message, brought down to `side` pixels on its longer side.
+
+    Args:
+        image: uint8, (height, width, 1 or 3).
+        side: most pixels on the longer side.
+    """
+    height, width, channels = image.shape
+    if max(height, width) > side:
+        shrink = side / max(height, width)
+        height, width = max(1, round(height * shrink)), max(1, round(width * shrink))
+        full = Image.fromarray(image[..., 0] if channels == 1 else image)
+        image = np.asarray(full.resize((width, height), Image.Resampling.LANCZOS)).reshape(height, width, channels)
+    return report_pb2.Image(png=encode_png(image), height=height, width=width)
+
+
+def _interval(interval: decision.Interval) -> report_pb2.Interval:
+    return report_pb2.Interval(estimate=interval.estimate, lower=interval.lower, upper=interval.upper)
+
+
+def _neighbor(report: Report, index: int, pictures: _Pictures) -> report_pb2.Neighbor | None:
+    """The nearest reference of a sample; None when nothing was searched."""
+    if report.neighbors is None or report.reference is None:
+        return None
+    found = int(report.neighbors.index[index])
+    return report_pb2.Neighbor(
+        index=found,
+        caption=report.reference.captions[found],
+        distance=report.neighbors.distance[index],
+        original_distance=report.neighbors.original_distance[index],
+        image=pictures.reference(found),
+    )
+
+
+def _clip_neighbor(report: Report, index: int) -> report_pb2.ClipNeighbor | None:
+    neighbors = report.neighbors
+    if report.reference is None or neighbors is None:
+        return None
+    if neighbors.clip_index is None or neighbors.clip_similarity is None:
+        return None
+    found = int(neighbors.clip_index[index])
+    return report_pb2.ClipNeighbor(
+        index=found, caption=report.reference.captions[found], similarity=neighbors.clip_similarity[index]
+    )
+
+
+def _mode(report: Report, mode: stability.Mode, pictures: _Pictures) -> report_pb2.Mode:
+    center = mode.members[0]
+    return report_pb2.Mode(
+        seeds=[report.seeds[member] for member in mode.members],
+        share=mode.share,
+        verdict=VERDICTS[report.decision.sample_classes[center]],
+        nearest_reference=_neighbor(report, center, pictures),
+    )
+
+
+def _sample(report: Report, index: int, pictures: _Pictures) -> report_pb2.SampleEvidence:
+    return report_pb2.SampleEvidence(
+        seed=report.seeds[index],
+        verdict=VERDICTS[report.decision.sample_classes[index]],
+        mode=int(report.stability.mode_of[index]),
+        nearest_reference=_neighbor(report, index, pictures),
+        nearest_clip=_clip_neighbor(report, index),
+        nearest_sample_seed=report.seeds[int(report.stability.nearest_sample[index])],
+        nearest_sample_distance=report.stability.nearest_sample_distance[index],
+        image=pictures.sample(index),
+    )
+
+
+def _spectrum(spectrum: curvature.Spectrum) -> report_pb2.Spectrum:
+    return report_pb2.Spectrum(
+        trace=spectrum.trace,
+        trace_error=spectrum.trace_error,
+        flat_share=spectrum.flat_share,
+        log_volume=spectrum.log_volume,
+        top=spectrum.top,
+        bottom=spectrum.bottom,
+        asymmetry=spectrum.asymmetry,
+    )
+
+
+def _curvature(report: Report, level: curvature.CurvatureLevel) -> report_pb2.CurvatureEvidence:
+    return report_pb2.CurvatureEvidence(
+        timestep=level.timestep,
+        sigma=level.sigma,
+        prompt=_spectrum(level.prompt),
+        unconditional=None if level.unconditional is None else _spectrum(level.unconditional),
+        samples=min(report.curvature_settings.samples, len(report.seeds)),
+        method=report.curvature_settings.method,
+    )
+
+
+def _subject(report: Report) -> report_pb2.Subject:
+    sampler, reference = report.sampler, report.reference
+    message = report_pb2.Subject(
+        checkpoint=report.checkpoint_name,
+        checkpoint_digest=report.checkpoint_digest,
+        family=report.family,
+        sampler=report_pb2.Sampler(
+            scheduler=report.scheduler_class,
+            steps=sampler.steps,
+            guidance=sampler.guidance,
+            negative_prompt=sampler.negative_prompt,
+            height=sampler.height,
+            width=sampler.width,
+            eta=sampler.eta,
+        ),
+        definition_samples=report.budget_definition_samples,
+        calibration=report_pb2.CalibrationInfo(
+            digest=report.calibration_digest,
+            delta_m=report.decision.delta_m,
+            delta_s=report.decision.delta_s,
+            fits=report.calibration_fits,
+        ),
+    )
+    if reference is not None:
+        message.reference = reference.name
+        message.reference_digest = reference.digest
+        message.reference_size = reference.size
+        message.reference_complete = reference.complete
+    return message
