@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import open_clip
@@ -27,6 +28,7 @@ class ClipEmbedder:
 
     Attributes:
         digest: "sha256:…" of the weights and the configuration.
+        lock: held while the model runs; a server puts the device's here.
 
     Raises:
         NotFound: the named weights are not there.
@@ -48,7 +50,9 @@ class ClipEmbedder:
                 f"the CLIP model {model!r} needs weights in a .safetensors file", reason="CLIP_NOT_FOUND", field="clip"
             )
         try:
-            self._clip, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=pretrained, device=device)
+            self._clip, _, preprocess = open_clip.create_model_and_transforms(
+                name, pretrained=pretrained, device=device
+            )
         except Exception as error:  # open_clip raises anything at all for a damaged file
             raise BrokenReference(
                 f"open_clip cannot load {model!r}: {error}", reason="CLIP_DAMAGED", field="clip"
@@ -59,6 +63,7 @@ class ClipEmbedder:
         self._mean = torch.tensor(normalize.mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(normalize.std, device=device).view(1, 3, 1, 1)
         self.device = device
+        self.lock: AbstractContextManager[object] = nullcontext()
         with weights.open("rb") as stream:
             content = hashlib.file_digest(stream, "sha256")
         content.update(settings.encode())
@@ -79,4 +84,5 @@ class ClipEmbedder:
         if pixels.shape[-2:] != size:
             pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True, align_corners=False)
         pixels = ((pixels.clamp(-1, 1) + 1) / 2 - self._mean) / self._std
-        return F.normalize(self._clip.encode_image(pixels).float(), dim=-1).cpu()
+        with self.lock:
+            return F.normalize(self._clip.encode_image(pixels).float(), dim=-1).cpu()

@@ -17,6 +17,8 @@ from torch import Tensor
 from audit.errors import InvalidInput, NotFound
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+#: What Pillow may take a file for, whatever its name: it knows formats that start other programs.
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 #: An image that decodes to more pixels than this is refused before it is decoded.
 MAX_PIXELS = 64_000_000
 #: Pixel distances are taken at this longer side; larger images are averaged down first.
@@ -31,7 +33,7 @@ def read_image(source: Path | bytes, name: str = "") -> NDArray[np.uint8]:
     """
     name = name or (source.name if isinstance(source, Path) else "the upload")
     try:
-        with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
+        with Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=IMAGE_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise InvalidInput(
                     f"{name} has {image.width}×{image.height} pixels, more than {MAX_PIXELS:,}",

@@ -173,7 +173,9 @@ class ReferenceSet:
             return loaded
         except (KeyError, TypeError, ValueError, OSError, InvalidInput) as error:
             raise BrokenReference(
-                f"the reference set {folder.name} cannot be read: {error}", reason="REFERENCE_DAMAGED", field="reference"
+                f"the reference set {folder.name} cannot be read: {error}",
+                reason="REFERENCE_DAMAGED",
+                field="reference",
             ) from error
 
     def reference_images(self, indices: list[int]) -> Tensor:
