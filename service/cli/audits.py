@@ -1,0 +1,270 @@
+"""`basin audit`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+import typer
+from rich.markup import escape
+
+from audit.errors import AuditError, InvalidInput, NotFound
+from audit.progress import progress_bar
+from audit.v1 import audit_pb2, report_pb2
+from service.cli.console import FAILED, messages, print_error, results
+
+#: Threads that keep audits in flight, whatever a server allows.
+MAX_IN_FLIGHT = 32
+DEFAULT_SERVER = "localhost:50051"
+SAMPLER = "Sampler"
+BUDGET = "Budget"
+
+
+class Format(StrEnum):
+    """What `--format` may be."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+class Source(Protocol):
+    """Who audits: `service.client.BasinClient` or `service.local.LocalAudits`."""
+
+    def audit(
+        self, request: audit_pb2.AuditRequest, on_progress: Callable[[audit_pb2.Progress], None] | None = None
+    ) -> report_pb2.Report:
+        """Audit one prompt."""
+        ...
+
+    def close(self) -> None:
+        """Stop what is in flight."""
+        ...
+
+
+def audit(
+    context: typer.Context,
+    prompt: Annotated[list[str] | None, typer.Argument(help="Prompts to audit.", show_default=False)] = None,
+    prompts: Annotated[
+        str, typer.Option(metavar="FILE", help="A file with one prompt a line; - for standard input.")
+    ] = "",
+    server: Annotated[
+        str,
+        typer.Option(metavar="HOST:PORT", envvar="BASIN_SERVER", help=f"Who audits; {DEFAULT_SERVER} unless said."),
+    ] = "",
+    local: Annotated[bool, typer.Option("--local", help="Audit in this process, without a server.")] = False,
+    checkpoint: Annotated[
+        str,
+        typer.Option(metavar="ID|FOLDER", help="A server's checkpoint by id; with --local a folder, or demo."),
+    ] = "",
+    reference: Annotated[
+        str,
+        typer.Option(metavar="NAME|FOLDER", help="A server's reference set by name; with --local a folder, or demo."),
+    ] = "",
+    output: Annotated[Format, typer.Option("--format", help="A table, or JSON: one report a line.")] = Format.TABLE,
+    image: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", help="Also draw what the seeds gave beside the nearest references."),
+    ] = None,
+    scheduler: Annotated[
+        str, typer.Option(rich_help_panel=SAMPLER, help="ddim, ddpm, euler, euler-ancestral, dpm++2m, unipc or pndm.")
+    ] = "",
+    steps: Annotated[int | None, typer.Option(rich_help_panel=SAMPLER, help="Denoiser steps per image.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(rich_help_panel=SAMPLER, help="Weight of classifier-free guidance; 1 is none.")
+    ] = None,
+    negative_prompt: Annotated[
+        str, typer.Option(rich_help_panel=SAMPLER, help="Conditions the other branch of the guidance.")
+    ] = "",
+    size: Annotated[str, typer.Option(rich_help_panel=SAMPLER, metavar="N|HxW", help="Of the images, in pixels.")] = "",
+    eta: Annotated[float | None, typer.Option(rich_help_panel=SAMPLER, help="Stochasticity of DDIM.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(rich_help_panel=BUDGET, help="The first of the consecutive noise seeds.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(rich_help_panel=BUDGET, help="Noise seeds drawn per prompt.")] = None,
+    definition_samples: Annotated[
+        int | None, typer.Option(rich_help_panel=BUDGET, help="Fractions are those expected among so many samples.")
+    ] = None,
+    curvature: Annotated[str, typer.Option(rich_help_panel=BUDGET, help="lanczos, dense or off.")] = "",
+    device: Annotated[str, typer.Option(help="With --local: where the weights go, such as cuda.")] = "",
+    dtype: Annotated[str, typer.Option(help="With --local: float32, float16 or bfloat16.")] = "",
+    timeout: Annotated[float | None, typer.Option(help="Seconds that one audit may take on the server.")] = None,
+) -> None:
+    """Tell whether prompts recall training images, images of the model's own making, or neither.
+
+    Sampler settings and budget that are not given are the checkpoint's and the server's own.
+    """
+    wanted = collect_prompts(prompt or [], prompts)
+    sides = parse_size(size)
+    requests = [
+        build_request(
+            {"prompt": text, "checkpoint": checkpoint, "reference": reference, "include_images": image is not None},
+            {
+                "scheduler": scheduler,
+                "steps": steps,
+                "guidance": guidance,
+                "negative_prompt": negative_prompt,
+                "height": sides and sides[0],
+                "width": sides and sides[1],
+                "eta": eta,
+            },
+            {"seeds": seeds, "first_seed": seed, "definition_samples": definition_samples, "curvature": curvature},
+        )
+        for text in wanted
+    ]
+    if image is not None:
+        from service.contact_sheet import check_contact_sheet
+
+        check_contact_sheet(len(requests), image)
+    if local:
+        source_of_server = context.get_parameter_source("server")
+        if (source_of_server is not None and source_of_server.name == "COMMANDLINE") or timeout is not None:
+            raise InvalidInput("--local audits without a server", reason="FLAGS_CONFLICT", field="local")
+        with messages().status("loading the checkpoint"):
+            source, in_flight = open_local(checkpoint, reference, device, dtype), 1
+    else:
+        if device or dtype:
+            raise InvalidInput("--device and --dtype need --local", reason="FLAGS_CONFLICT", field="device")
+        source, in_flight = open_server(server or DEFAULT_SERVER, timeout, len(requests))
+    reports, complete = [], True
+    try:
+        with closing(run(source, requests, in_flight)) as finished:
+            for number, result in enumerate(finished, 1):
+                if isinstance(result, AuditError):
+                    complete = False
+                    if result.field not in ("prompt", "audit.prompt"):  # the next prompt would fail likewise
+                        raise result
+                    print_error(result if len(requests) == 1 else f"prompt {number}: {result}")
+                    continue
+                reports.append(result)
+                if output is Format.JSON:
+                    from service.report_json import report_to_json, without_images
+
+                    print(report_to_json(without_images(result)), flush=True)
+    finally:
+        if reports and output is Format.TABLE:
+            from service.cli.tables import print_reports
+
+            print_reports(results(), reports)
+    if image is not None and reports:
+        from service.contact_sheet import write_contact_sheet
+
+        write_contact_sheet(reports, image)
+    if not complete:
+        raise typer.Exit(FAILED)
+
+
+def collect_prompts(given: Sequence[str], file: str) -> list[str]:
+    """Prompts of the command line, then those of a file, where empty lines count for nothing.
+
+    Raises:
+        NotFound: the file cannot be read.
+        InvalidInput: it is no text, or there are no prompts at all.
+    """
+    found = list(given)
+    if file:
+        try:
+            text = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+            found += [line.strip() for line in text.decode("utf-8-sig").splitlines() if line.strip()]
+        except OSError as error:
+            raise NotFound(
+                f"cannot read {file}: {error.strerror}", reason="PROMPTS_NOT_FOUND", field="prompts"
+            ) from error
+        except UnicodeDecodeError as error:
+            raise InvalidInput(f"{file} is no UTF-8 text", reason="PROMPTS_UNREADABLE", field="prompts") from error
+    if not found:
+        message = f"{file} holds no prompts" if file else "name a prompt, or a file of them with --prompts"
+        raise InvalidInput(message, reason="PROMPTS_EMPTY", field="prompts")
+    return found
+
+
+def parse_size(size: str) -> tuple[int, int] | None:
+    """Height and width of "N" or "HxW"; None of "".
+
+    Raises:
+        InvalidInput: it is neither.
+    """
+    if not size:
+        return None
+    sides = size.lower().replace("×", "x").split("x")
+    if len(sides) > 2 or not all(side.isascii() and side.isdigit() for side in sides):
+        raise InvalidInput(f"size must be N or HxW, not {size!r}", reason="SIZE_INVALID", field="size")
+    return int(sides[0]), int(sides[-1])
+
+
+def build_request(subject: dict[str, Any], sampler: dict[str, Any], budget: dict[str, Any]) -> audit_pb2.AuditRequest:
+    """A request of what was given; None means not given.
+
+    Raises:
+        InvalidInput: a value does not fit its field.
+    """
+    request = audit_pb2.AuditRequest()
+    for message, values in ((request, subject), (request.sampler, sampler), (request.budget, budget)):
+        for name, value in values.items():
+            if value is not None:
+                try:
+                    setattr(message, name, value)
+                except (ValueError, UnicodeError) as error:
+                    label = name.replace("_", " ")
+                    shown = "is no text" if isinstance(value, str) else f"is out of range: {value}"
+                    raise InvalidInput(f"the {label} {shown}", reason="VALUE_INVALID", field=name) from error
+    return request
+
+
+def open_local(checkpoint: str, reference: str, device: str, dtype: str) -> Source:
+    """The source of `--local`."""
+    from service.local import DEMO, LocalAudits
+
+    return LocalAudits(checkpoint or DEMO, reference, device=device or "cpu", dtype=dtype or "float32")
+
+
+def open_server(target: str, timeout: float | None, audits: int) -> tuple[Source, int]:
+    """The source of `--server`, and how many audits to keep in flight there."""
+    from service.client import BasinClient
+
+    client = BasinClient(target, timeout=timeout)
+    return client, 1 if audits == 1 else min(audits, MAX_IN_FLIGHT, max(1, client.info().limits.concurrent_audits))
+
+
+def run(
+    source: Source, requests: Sequence[audit_pb2.AuditRequest], in_flight: int
+) -> Generator[report_pb2.Report | AuditError]:
+    """Audit several at a time, with progress bars, and yield in the order of the requests.
+
+    Leaving the iterator stops what is in flight.
+    """
+    bars = progress_bar()
+    bars.live.transient = True
+    bars.disable = not bars.console.is_terminal
+
+    def work(request: audit_pb2.AuditRequest) -> report_pb2.Report:
+        prompt = request.prompt if len(request.prompt) <= 40 else request.prompt[:39] + "…"
+        task = bars.add_task(escape(prompt), total=None, note="")
+
+        def tell(progress: audit_pb2.Progress) -> None:
+            stage = f"{progress.stage}, {progress.queue_position} ahead" if progress.queue_position else progress.stage
+            bars.update(task, completed=progress.evaluations, total=progress.planned_evaluations or None, note=stage)
+
+        try:
+            return source.audit(request, tell)
+        finally:
+            bars.remove_task(task)
+            bars.advance(overall)
+
+    with bars, ThreadPoolExecutor(in_flight, thread_name_prefix="basin-audit") as pool:
+        overall = bars.add_task("prompts", total=len(requests), note="", visible=len(requests) > 1)
+        futures = [pool.submit(work, request) for request in requests]
+        try:
+            for future in futures:
+                try:
+                    result: report_pb2.Report | AuditError = future.result()
+                except AuditError as error:
+                    result = error
+                yield result
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            source.close()

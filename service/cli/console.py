@@ -1,0 +1,56 @@
+"""Where the command line speaks: results to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from typing import NoReturn
+
+import typer
+from rich.console import Console
+
+#: Exit code of anything that the user can set right.
+FAILED = 2
+#: Columns of a table that goes to a file or a pipe.
+PIPE_WIDTH = 120
+
+#: A shape and a colour per class, as in the contact sheet.
+MARKS = {"memorized": ("■", "dark_orange3"), "spurious": ("▲", "medium_purple3"), "generalized": ("●", "green4")}
+
+
+def results() -> Console:
+    """The console for results."""
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
+    return Console(width=width, highlight=False, emoji=False)
+
+
+def messages() -> Console:
+    """The console for progress and messages."""
+    return Console(stderr=True, highlight=False, emoji=False)
+
+
+def print_error(message: object) -> None:
+    """One line on stderr, whatever the message holds."""
+    print("error:", " ".join(str(message).split()), file=sys.stderr)
+
+
+def fail(message: object, code: int = FAILED) -> NoReturn:
+    """One line on stderr, and out."""
+    print_error(message)
+    raise typer.Exit(code)
+
+
+def quiet_libraries() -> None:
+    """Keep the bars, notices and warnings of libraries from people who audit; set variables stay as they are."""
+    for variable, value in (
+        ("DIFFUSERS_VERBOSITY", "error"),
+        ("GRPC_VERBOSITY", "NONE"),
+        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+        ("TRANSFORMERS_VERBOSITY", "error"),
+    ):
+        os.environ.setdefault(variable, value)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    logging.getLogger().addHandler(logging.NullHandler())  # open_clip speaks to the root logger

@@ -1,0 +1,73 @@
+"""Reports as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from audit.v1 import report_pb2
+from service.cli.console import MARKS
+
+#: Reasons are printed below the table for so many prompts at most.
+MAX_EXPLAINED = 5
+
+
+def print_reports(
+    console: Console, reports: Sequence[report_pb2.Report], *, truths: Sequence[Text] = (), explain: bool = True
+) -> None:
+    """Print a row per report, and below the reasons of a few.
+
+    Args:
+        console: to print to.
+        reports: in this order.
+        truths: what is known to be true, one per report; empty leaves the column out.
+        explain: whether to print reasons.
+    """
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), expand=False)
+    table.add_column("prompt", ratio=1, min_width=12)
+    if truths:
+        table.add_column("truth")
+    table.add_column("verdict")
+    for name in MARKS:
+        table.add_column(name, justify="right")
+    for name in ("copies", "NFE", "seconds"):
+        table.add_column(name, justify="right")
+    for row, report in enumerate(reports):
+        fractions = [_interval(getattr(report.fractions, name)) for name in MARKS]
+        searched = bool(report.subject.reference)
+        table.add_row(
+            Text(report.prompt),
+            *truths[row : row + 1],
+            _verdict(report),
+            *fractions,
+            f"{report.copies.found}/{len(report.samples)}" if searched else "–",
+            f"{report.cost.evaluations:,}",
+            f"{report.cost.compute_seconds:.1f}",
+        )
+    console.print(table)
+    if explain and len(reports) <= MAX_EXPLAINED:
+        for report in reports:
+            console.print(f"[bold]{escape(report.prompt)}[/bold]")
+            for reason in report.reasons:
+                console.print(f"  · {escape(reason)}")
+
+
+def mark(name: str) -> Text:
+    """A class in its shape and colour."""
+    shape, colour = MARKS[name]
+    return Text(f"{shape} {name}", style=colour)
+
+
+def _verdict(report: report_pb2.Report) -> Text:
+    sure = f"\n{report.confidence:.0%} sure" + ("" if report.decided else " (a guess)")
+    return mark(report_pb2.Verdict.Name(report.verdict)).append(sure, style="default" if report.decided else "dim")
+
+
+def _interval(interval: report_pb2.Interval) -> Text:
+    ends = f"\n{100 * interval.lower:.0f}–{interval.upper:.0%}"
+    return Text(f"{interval.estimate:.0%}").append(ends, style="dim")

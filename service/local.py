@@ -1,0 +1,102 @@
+"""Audits in this process, behind the same call as a server's."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from audit import demo
+from audit.auditor import Auditor, Budget, Progress
+from audit.errors import InvalidInput, Stopped
+from audit.model.loading import load_checkpoint
+from audit.reference.reference_set import ReferenceSet
+from audit.v1 import audit_pb2, report_pb2
+from audit.verdict.calibration import Calibration
+from service import wire
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+#: The name of the checkpoint and of the reference set that ship with Basin.
+DEMO = "demo"
+
+
+class LocalAudits:
+    """Audits of one checkpoint, loaded here. The fields `checkpoint` and `reference` of requests are not read.
+
+    Args:
+        checkpoint: a checkpoint folder, or "demo" for the one that ships with Basin.
+        reference: a reference set's folder, "demo", or "" for none.
+        device: a torch device.
+        dtype: a key of `DTYPES`.
+
+    Raises:
+        NotFound: there is no such folder.
+        BrokenCheckpoint: the checkpoint cannot be loaded.
+        BrokenReference: the reference set cannot be loaded.
+        InvalidInput: no such device or precision.
+    """
+
+    def __init__(self, checkpoint: str, reference: str = "", *, device: str = "cpu", dtype: str = "float32") -> None:
+        if dtype not in DTYPES:
+            raise InvalidInput(
+                f"unknown precision {dtype!r}; known: {', '.join(DTYPES)}", reason="DTYPE_UNKNOWN", field="dtype"
+            )
+        _check_device(device)
+        folder = demo.CHECKPOINT if checkpoint == DEMO else Path(checkpoint)
+        name = DEMO if checkpoint == DEMO else folder.resolve().name
+        loaded = load_checkpoint(folder, name=name, device=device, dtype=DTYPES[dtype])
+        calibration = folder / "calibration.json"
+        self._auditor = Auditor(
+            loaded,
+            _load_reference(reference) if reference else None,
+            Calibration.load(calibration) if calibration.exists() else None,
+        )
+        self._closed = threading.Event()
+
+    def close(self) -> None:
+        """Stop what is running before its next denoiser call."""
+        self._closed.set()
+
+    def audit(
+        self,
+        request: audit_pb2.AuditRequest,
+        on_progress: Callable[[audit_pb2.Progress], None] | None = None,
+    ) -> report_pb2.Report:
+        """Audit one prompt; see `audit.auditor.Auditor.audit`."""
+
+        def tell(progress: Progress) -> None:
+            if on_progress is not None:
+                on_progress(
+                    audit_pb2.Progress(
+                        stage=progress.stage,
+                        evaluations=progress.evaluations,
+                        planned_evaluations=progress.planned,
+                    )
+                )
+
+        def check() -> None:
+            if self._closed.is_set():
+                raise Stopped("the audit was stopped", reason="AUDIT_STOPPED")
+
+        report = self._auditor.audit(
+            request.prompt,
+            sampler=self._auditor.resolve_sampler(**wire.sampler_overrides(request.sampler)),
+            budget=wire.budget(request.budget, Budget()),
+            include_images=request.include_images,
+            on_progress=tell,
+            check=check,
+        )
+        return wire.report_to_proto(report)
+
+
+def _load_reference(reference: str) -> ReferenceSet:
+    return ReferenceSet.load(demo.REFERENCE if reference == DEMO else Path(reference))
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        raise InvalidInput(f"no device {device!r} here", reason="DEVICE_UNKNOWN", field="device") from error

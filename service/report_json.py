@@ -1,0 +1,33 @@
+"""Reports as JSON. Kept apart from `service.wire` so that a client need not wait for torch to load."""
+
+from __future__ import annotations
+
+import json
+
+from google.protobuf.json_format import MessageToDict
+
+from audit.v1 import report_pb2
+
+
+def report_to_json(report: report_pb2.Report) -> str:
+    """A report in the proto's JSON mapping, on one line, with the field names of the .proto files.
+
+    Plain fields are always there, also when they are empty; 64-bit integers and infinities are strings, as the
+    mapping has it.
+    """
+    content = MessageToDict(report, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    return json.dumps(content, ensure_ascii=False)
+
+
+def without_images(report: report_pb2.Report) -> report_pb2.Report:
+    """A copy of a report that leaves its pictures out."""
+    copy = report_pb2.Report()
+    copy.CopyFrom(report)
+    for sample in copy.samples:
+        sample.ClearField("image")
+        if sample.HasField("nearest_reference"):
+            sample.nearest_reference.ClearField("image")
+    for mode in copy.stability.modes:
+        if mode.HasField("nearest_reference"):
+            mode.nearest_reference.ClearField("image")
+    return copy
