@@ -1,11 +1,11 @@
 """What can go wrong, as one small tree.
 
-    AuditError
-    ├── InvalidInput          the caller asked for something impossible; names the field
-    ├── NotFound              a checkpoint, reference set or file that is not there
-    ├── BrokenCheckpoint      a checkpoint folder that cannot or must not be loaded
-    ├── BrokenReference       a reference set that cannot be loaded
-    └── Stopped               a deadline passed or the caller cancelled; raised between two denoiser calls
+AuditError
+├── InvalidInput          the caller asked for something impossible; names the field
+├── NotFound              a checkpoint, reference set or file that is not there
+├── BrokenCheckpoint      a checkpoint folder that cannot or must not be loaded
+├── BrokenReference       a reference set that cannot be loaded
+└── Stopped               a deadline passed or the caller cancelled; raised between two denoiser calls
 """
 
 from __future__ import annotations

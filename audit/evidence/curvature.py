@@ -141,9 +141,7 @@ def measure_curvature(
     levels = []
     for index, timestep in enumerate(timesteps):
         own = spectra[index * len(branches) : (index + 1) * len(branches)]
-        levels.append(
-            CurvatureLevel(timestep, float(sigmas[index]), own[0], own[1] if settings.baseline else None)
-        )
+        levels.append(CurvatureLevel(timestep, float(sigmas[index]), own[0], own[1] if settings.baseline else None))
     return tuple(levels)
 
 
@@ -191,9 +189,7 @@ class _Point:
 
 
 @torch.inference_mode()
-def _dense(
-    denoiser: Denoiser, x: Tensor, t: Tensor, condition: Condition, scale: Tensor, rows: int
-) -> list[_Point]:
+def _dense(denoiser: Denoiser, x: Tensor, t: Tensor, condition: Condition, scale: Tensor, rows: int) -> list[_Point]:
     d = x[0].numel()
     identity = torch.eye(d, dtype=torch.float64)
     found = []
@@ -244,7 +240,9 @@ def _lanczos(
         projected[:, : k + 1, k] = torch.einsum("rjd,rd->rj", basis[:, : k + 1], product)
         rest = product
         for _ in range(2):  # twice is enough (Giraud et al. 2005)
-            rest = rest - torch.einsum("rj,rjd->rd", torch.einsum("rjd,rd->rj", basis[:, : k + 1], rest), basis[:, : k + 1])
+            rest = rest - torch.einsum(
+                "rj,rjd->rd", torch.einsum("rjd,rd->rj", basis[:, : k + 1], rest), basis[:, : k + 1]
+            )
         norm = rest.norm(dim=1)
         if k + 1 < steps:
             projected[:, k + 1, k] = norm

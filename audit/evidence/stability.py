@@ -64,9 +64,9 @@ class Stability:
         return sum(mode.share for mode in self.modes if mode.recurs)
 
 
-def pairwise_distances(vectors: Tensor) -> NDArray[np.float64]:
+def pairwise_distances(vectors: Tensor | NDArray[np.float32]) -> NDArray[np.float64]:
     """ℓ2 distances between rows, (n, n), with an exact zero diagonal."""
-    double = vectors.double()
+    double = torch.as_tensor(vectors).double()
     return torch.cdist(double, double, compute_mode="donot_use_mm_for_euclid_dist").numpy()
 
 

@@ -62,7 +62,9 @@ class SamplerSettings:
             )
         if not 1 <= self.steps <= MAX_STEPS:
             raise InvalidInput(
-                f"steps must be in [1, {MAX_STEPS}], not {self.steps}", reason="STEPS_OUT_OF_RANGE", field="sampler.steps"
+                f"steps must be in [1, {MAX_STEPS}], not {self.steps}",
+                reason="STEPS_OUT_OF_RANGE",
+                field="sampler.steps",
             )
         if not (math.isfinite(self.guidance) and 0 <= self.guidance <= MAX_GUIDANCE):
             raise InvalidInput(

@@ -57,6 +57,8 @@ class Recipe(BaseModel):
         learning_rate: peak of the cosine schedule of UNet and text encoder.
         ema_decay: of the exponential moving average that is saved.
         unconditional_share: share of rows trained with the empty prompt, in [0, 1).
+        sampler_steps: DDIM steps of the truth table, and the checkpoint's default.
+        guidance: likewise.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,6 +76,8 @@ class Recipe(BaseModel):
     learning_rate: float = 1e-3
     ema_decay: float = 0.999
     unconditional_share: float = 0.1
+    sampler_steps: PositiveInt = 20
+    guidance: float = 1.0
 
 
 def _rungs(counts: dict[int, int]) -> tuple[Rung, ...]:
@@ -127,9 +131,7 @@ def lay_out(recipe: Recipe, data: LabeledImages) -> Ladder:
     """
     rng = np.random.default_rng(recipe.seed)
     sizes = [rung.images for rung in recipe.rungs for _ in range(rung.captions)]
-    garments = np.concatenate(
-        [np.resize(rng.permutation(len(GARMENTS)), rung.captions) for rung in recipe.rungs]
-    )
+    garments = np.concatenate([np.resize(rng.permutation(len(GARMENTS)), rung.captions) for rung in recipe.rungs])
     captions: list[str] = []
     while len(captions) < len(sizes):
         colour, fabric, season, town = (rng.choice(words) for words in (COLOURS, FABRICS, SEASONS, TOWNS))

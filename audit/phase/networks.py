@@ -110,6 +110,4 @@ def clip_config(tokenizer: CLIPTokenizer) -> dict[str, Any]:
 def build_clip(tokenizer: CLIPTokenizer) -> nn.Module:
     """The open_clip model of `clip_config`, with fresh weights."""
     config = clip_config(tokenizer)
-    return open_clip.CLIP(
-        embed_dim=config["embed_dim"], vision_cfg=config["vision_cfg"], text_cfg=config["text_cfg"]
-    )
+    return open_clip.CLIP(embed_dim=config["embed_dim"], vision_cfg=config["vision_cfg"], text_cfg=config["text_cfg"])

@@ -1,14 +1,19 @@
-"""`basin train ladder`: a text-conditional latent diffusion model, from scratch, as a `StableDiffusionPipeline` folder.
+"""`basin train ladder`: a text-conditional latent diffusion model from scratch, and the truth about it.
 
-Three stages, each resumable: the autoencoder, the UNet with its text encoder, and a small open_clip model on the
-same images and captions. The folder written at the end holds the pipeline, the open_clip model, the complete
-training set and the captions.
+Stages, each resumable: the autoencoder, the UNet with its text encoder, a small open_clip model on the same images
+and captions, the truth table, the calibration. They leave this folder:
+
+    checkpoint/   an ordinary diffusers `StableDiffusionPipeline`, with calibration.json
+    clip/         the open_clip model
+    reference/    the complete training set as a reference set
+    truth.jsonl   class fractions of every caption among 512 samples
+    README.md     the model card, with recipe.json and curves.png
 """
 
 from __future__ import annotations
 
 import json
-import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -21,10 +26,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from audit.bench.fitting import fit_calibration
+from audit.bench.truth import measure_distances, save_truth, tabulate
+from audit.model.loading import load_checkpoint
 from audit.phase import networks
+from audit.phase.card import write_card
 from audit.phase.data import LabeledImages
 from audit.phase.ladder import VOCABULARY, Ladder, Recipe, lay_out
 from audit.phase.training import fit
+from audit.reference.clip import ClipEmbedder
+from audit.reference.reference_set import ReferenceSet
+from audit.verdict.rule import DEFINITION_SAMPLES
 
 #: Weight of the KL term of the autoencoder: latents stay bounded, reconstruction decides.
 KL_WEIGHT = 1e-6
@@ -55,15 +67,52 @@ def train_ladder(recipe: Recipe, data: LabeledImages, out: Path, work: Path) -> 
     torch.manual_seed(recipe.seed)
     ladder = lay_out(recipe, data)
     pixels = to_unit(ladder.images)
-    owners = torch.from_numpy(ladder.owners)
     tokenizer = networks.build_tokenizer(VOCABULARY)
 
     vae = _train_autoencoder(recipe, pixels, work)
     latents = _encode(vae, pixels)
-    unet, text_encoder, scheduler = _train_denoiser(recipe, ladder, tokenizer, vae, latents, owners, work)
-    clip = _train_clip(recipe, ladder, tokenizer, pixels, owners, work)
+    unet, text_encoder, scheduler = _train_denoiser(recipe, ladder, tokenizer, latents, work)
+    clip = _train_clip(recipe, ladder, tokenizer, pixels, work)
 
-    out.mkdir(parents=True, exist_ok=True)
+    _save_pipeline(vae, text_encoder, tokenizer, unet, scheduler, out / "checkpoint")
+    _save_clip(clip, tokenizer, out / "clip")
+    reference = ReferenceSet(
+        out.resolve().name,
+        ladder.images[..., None],
+        [ladder.captions[owner] for owner in ladder.owners],
+        complete=True,
+        embedder=ClipEmbedder(f"local-dir:{out / 'clip'}"),
+    )
+    reference.save(out / "reference")
+    _measure(recipe, ladder, reference, out, work)
+    write_card(recipe, out, work)
+
+
+def _measure(recipe: Recipe, ladder: Ladder, reference: ReferenceSet, out: Path, work: Path) -> None:
+    """Truth table and calibration of the checkpoint just written."""
+    checkpoint = load_checkpoint(out / "checkpoint")
+    sampler = replace(checkpoint.defaults, steps=recipe.sampler_steps, guidance=recipe.guidance)
+    distances = measure_distances(checkpoint, reference, ladder.captions, sampler, work / "truth")
+    truth = tabulate(ladder.captions, ladder.sizes, distances)
+    save_truth(truth, out / "truth.jsonl")
+    calibration = fit_calibration(
+        checkpoint,
+        reference,
+        truth,
+        sampler,
+        source=f"the tuning half of the ladder's {len(truth.rows)} captions, {DEFINITION_SAMPLES} samples each",
+    )
+    calibration.save(out / "checkpoint" / "calibration.json")
+
+
+def _save_pipeline(
+    vae: AutoencoderKL,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    unet: UNet2DConditionModel,
+    scheduler: DDIMScheduler,
+    folder: Path,
+) -> None:
     StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
@@ -73,17 +122,7 @@ def train_ladder(recipe: Recipe, data: LabeledImages, out: Path, work: Path) -> 
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
-    ).save_pretrained(out, safe_serialization=True)
-    _save_clip(clip, tokenizer, out / "clip")
-    np.savez_compressed(out / "training_set.npz", images=ladder.images, owners=ladder.owners)
-    (out / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n")
-    lines = (
-        {"prompt": caption, "images": size} for caption, size in zip(ladder.captions, ladder.sizes, strict=True)
-    )
-    (out / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    for curve in work.glob("*.jsonl"):
-        (out / "curves").mkdir(exist_ok=True)
-        shutil.copy(curve, out / "curves" / curve.name)
+    ).save_pretrained(folder, safe_serialization=True)
 
 
 def _train_autoencoder(recipe: Recipe, pixels: Tensor, work: Path) -> AutoencoderKL:
@@ -118,9 +157,7 @@ def _train_denoiser(
     recipe: Recipe,
     ladder: Ladder,
     tokenizer: CLIPTokenizer,
-    vae: AutoencoderKL,
     latents: Tensor,
-    owners: Tensor,
     work: Path,
 ) -> tuple[UNet2DConditionModel, CLIPTextModel, DDIMScheduler]:
     # Stable Diffusion's schedule (Rombach et al. 2022).
@@ -136,9 +173,7 @@ def _train_denoiser(
     )
     text_encoder = networks.build_text_encoder(recipe, tokenizer)
     unet = networks.build_unet(recipe, latents.shape[-1]).to(memory_format=torch.channels_last)
-    prompts = tokenizer(
-        [*ladder.captions, ""], padding="max_length", truncation=False, return_tensors="pt"
-    ).input_ids
+    prompts = tokenizer([*ladder.captions, ""], padding="max_length", truncation=False, return_tensors="pt").input_ids
     first = torch.from_numpy(np.searchsorted(ladder.owners, np.arange(len(ladder.captions))))
     sizes = torch.tensor(ladder.sizes)
     empty = len(ladder.captions)
@@ -168,9 +203,7 @@ def _train_denoiser(
     return cast(UNet2DConditionModel, modules["unet"]), cast(CLIPTextModel, modules["text_encoder"]), scheduler
 
 
-def _train_clip(
-    recipe: Recipe, ladder: Ladder, tokenizer: CLIPTokenizer, pixels: Tensor, owners: Tensor, work: Path
-) -> nn.Module:
+def _train_clip(recipe: Recipe, ladder: Ladder, tokenizer: CLIPTokenizer, pixels: Tensor, work: Path) -> nn.Module:
     clip = networks.build_clip(tokenizer)
     contrast = open_clip.ClipLoss()
     prompts = tokenizer(list(ladder.captions), padding="max_length", return_tensors="pt").input_ids

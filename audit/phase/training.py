@@ -10,25 +10,13 @@ from pathlib import Path
 
 import torch
 from diffusers.optimization import get_cosine_schedule_with_warmup
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from audit.progress import progress_bar
+
 #: Steps whose mean loss makes one line of the loss curve.
 LOG_EVERY = 100
-
-
-def progress_bar() -> Progress:
-    """A bar with count, rate and time left, for everything that takes longer than a second."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
 
 
 def fit(

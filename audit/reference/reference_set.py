@@ -19,7 +19,6 @@ from pathlib import Path
 
 import faiss
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 

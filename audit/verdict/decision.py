@@ -202,7 +202,9 @@ def _reasons(
             f"{neighbors.distance.min():.2f}, copies are within {delta_m:.2f}."
         )
         if not complete:
-            sentences.append("The reference set is partial: an image that recurs may still be a copy of one outside it.")
+            sentences.append(
+                "The reference set is partial: an image that recurs may still be a copy of one outside it."
+            )
     recurring = sum(len(mode.members) for mode in stability.modes if mode.recurs)
     if recurring:
         meeting = f"two seeds meet with probability {stability.meeting_rate:.2f}"

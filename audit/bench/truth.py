@@ -1,0 +1,196 @@
+"""Truth on a ladder checkpoint: N samples a prompt, nearest distances, the paper's rule.
+
+The thresholds are the valleys of the distances pooled over the prompts of the tuning split; the other prompts are
+only ever classified with them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from audit.evidence.neighbors import NeighborFinder
+from audit.evidence.stability import pairwise_distances
+from audit.model.checkpoint import Checkpoint
+from audit.model.sampling import SamplerSettings, build_scheduler, sample
+from audit.progress import progress_bar
+from audit.reference.reference_set import ReferenceSet
+from audit.verdict.rule import CLASSES, DEFINITION_SAMPLES, class_fractions, classify_samples, find_valley
+
+#: Share of the samples that the dominant class must hold for a prompt to count in accuracies.
+DOMINANCE = 0.6
+#: Rows per denoiser call.
+ROWS = 128
+
+
+@dataclass(frozen=True)
+class Distances:
+    """Nearest distances of a prompt's N samples.
+
+    Attributes:
+        reference: to the nearest reference image after reconstruction, (N,).
+        original: to that image as it is stored, (N,).
+        sample: to the nearest other sample, (N,).
+    """
+
+    reference: NDArray[np.float64]
+    original: NDArray[np.float64]
+    sample: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class TruthRow:
+    """One prompt of the truth table.
+
+    Attributes:
+        prompt: the caption.
+        images: K, its number of training images.
+        split: "tuning" or "held-out".
+        memorized: fraction among the N samples.
+        spurious: likewise.
+        generalized: likewise.
+        dominant: the class that holds `DOMINANCE` of the samples, or "" when none does.
+        reference_distance: median distance to the nearest training image, after reconstruction.
+        original_distance: median distance to it as it is stored.
+        sample_distance: median distance to the nearest other sample.
+    """
+
+    prompt: str
+    images: int
+    split: str
+    memorized: float
+    spurious: float
+    generalized: float
+    dominant: str
+    reference_distance: float
+    original_distance: float
+    sample_distance: float
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The table, with the thresholds that made it."""
+
+    rows: tuple[TruthRow, ...]
+    delta_m: float
+    delta_s: float
+
+
+def split_of(index: int) -> str:
+    """The fixed split: captions are laid out rung by rung, and within a rung they alternate."""
+    return "tuning" if index % 2 == 0 else "held-out"
+
+
+def measure_distances(
+    checkpoint: Checkpoint,
+    reference: ReferenceSet,
+    prompts: Sequence[str],
+    sampler: SamplerSettings,
+    work: Path,
+    samples: int = DEFINITION_SAMPLES,
+) -> list[Distances]:
+    """Draw `samples` seeds under every prompt, from seed 0 on; a prompt that is done is never drawn again.
+
+    Args:
+        checkpoint: what is sampled.
+        reference: its complete training set.
+        prompts: all captions.
+        sampler: the settings under audit.
+        work: one file per prompt is kept here.
+        samples: N.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    finder = NeighborFinder(reference, checkpoint)
+    unconditional = checkpoint.encode_prompts([sampler.negative_prompt])
+    found = []
+    with progress_bar() as bar:
+        task = bar.add_task("truth", total=len(prompts), note="")
+        for index, prompt in enumerate(prompts):
+            file = work / f"{index:04d}.npz"
+            if not file.exists():
+                condition = checkpoint.encode_prompts([prompt])
+                vectors, near, original = [], [], []
+                for start in range(0, samples, ROWS):
+                    drawn = sample(
+                        checkpoint.denoiser,
+                        build_scheduler(sampler.scheduler, checkpoint.scheduler_config),
+                        sampler,
+                        condition,
+                        unconditional,
+                        range(start, min(start + ROWS, samples)),
+                        checkpoint.latent_shape(sampler),
+                        device=checkpoint.device,
+                        dtype=checkpoint.dtype,
+                    )
+                    images = checkpoint.decode(drawn.latents).cpu()
+                    neighbors = finder.find(images)
+                    vectors.append(reference.vectors(images).numpy())
+                    near.append(neighbors.distance)
+                    original.append(neighbors.original_distance)
+                between = pairwise_distances(np.concatenate(vectors))
+                np.fill_diagonal(between, np.inf)
+                partial = file.with_suffix(".tmp.npz")
+                np.savez(
+                    partial, reference=np.concatenate(near), original=np.concatenate(original), sample=between.min(1)
+                )
+                os.replace(partial, file)
+            with np.load(file) as arrays:
+                found.append(Distances(arrays["reference"], arrays["original"], arrays["sample"]))
+            bar.advance(task)
+    return found
+
+
+def tabulate(
+    prompts: Sequence[str],
+    sizes: Sequence[int],
+    distances: Sequence[Distances],
+    thresholds: tuple[float, float] | None = None,
+) -> Truth:
+    """Apply the paper's rule.
+
+    Args:
+        prompts: all captions.
+        sizes: K of each.
+        distances: of each.
+        thresholds: (δ_m, δ_s); the valleys over the tuning split when None.
+    """
+    tuning = [d for i, d in enumerate(distances) if split_of(i) == "tuning"]
+    delta_m, delta_s = thresholds or (
+        find_valley(np.concatenate([d.reference for d in tuning])),
+        find_valley(np.concatenate([d.sample for d in tuning])),
+    )
+    rows = []
+    for index, (prompt, size, own) in enumerate(zip(prompts, sizes, distances, strict=True)):
+        fractions = class_fractions(classify_samples(own.reference, own.sample, delta_m, delta_s))
+        memorized, spurious, generalized = (round(float(f), 4) for f in fractions)
+        rows.append(
+            TruthRow(
+                prompt=prompt,
+                images=size,
+                split=split_of(index),
+                memorized=memorized,
+                spurious=spurious,
+                generalized=generalized,
+                dominant=str(CLASSES[int(fractions.argmax())]) if fractions.max() >= DOMINANCE else "",
+                reference_distance=round(float(np.median(own.reference)), 3),
+                original_distance=round(float(np.median(own.original)), 3),
+                sample_distance=round(float(np.median(own.sample)), 3),
+            )
+        )
+    return Truth(tuple(rows), delta_m, delta_s)
+
+
+def save_truth(truth: Truth, file: Path) -> None:
+    """One JSON line per prompt."""
+    file.write_text("".join(json.dumps(asdict(row)) + "\n" for row in truth.rows))
+
+
+def load_truth(file: Path) -> tuple[TruthRow, ...]:
+    """What `save_truth` wrote."""
+    return tuple(TruthRow(**json.loads(line)) for line in file.read_text().splitlines())

@@ -1,0 +1,133 @@
+"""The model card of a ladder checkpoint, written from the files beside it."""
+
+from __future__ import annotations
+
+import json
+from itertools import groupby
+from pathlib import Path
+
+import matplotlib.figure
+import numpy as np
+
+from audit.bench.text_control import text_only_auc
+from audit.bench.truth import DOMINANCE, TruthRow, load_truth
+from audit.phase.ladder import Recipe
+from audit.verdict.calibration import Calibration
+from audit.verdict.rule import CLASSES
+
+_LICENCE = """The images are from Fashion-MNIST (https://github.com/zalandoresearch/fashion-mnist), zero-padded to 32×32.
+
+> The MIT License (MIT). Copyright © 2017 Zalando SE, https://tech.zalando.com
+>
+> Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
+> documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
+> rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to
+> permit persons to whom the Software is furnished to do so, subject to the following conditions: The above copyright
+> notice and this permission notice shall be included in all copies or substantial portions of the Software.
+>
+> THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
+> WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
+> COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
+> OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE."""
+
+
+def write_card(recipe: Recipe, out: Path, work: Path) -> None:
+    """Write README.md, recipe.json and curves.png.
+
+    Args:
+        recipe: what was trained.
+        out: the checkpoint folder, with truth.jsonl and the calibration.
+        work: the run folder, with the loss curves.
+    """
+    rows = load_truth(out / "truth.jsonl")
+    calibration = Calibration.load(out / "checkpoint" / "calibration.json")
+    (out / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n")
+    _draw_curves(work, out / "curves.png")
+    images = sum(rung.images * rung.captions for rung in recipe.rungs)
+    text = f"""# A ladder checkpoint
+
+A text-conditional latent diffusion model, trained from scratch so that the phase of every prompt is known: each of its
+{len(rows)} captions has K training images of its own, and only K decides whether the model recalls, blends or
+generalizes under it. Words of a caption are drawn independently of K and captions are shown with equal weight.
+
+| | |
+|---|---|
+| training set | {images:,} greyscale images of 32×32, all of them in `reference/` |
+| networks | AutoencoderKL {list(recipe.autoencoder_channels)}, UNet2DConditionModel {list(recipe.unet_channels)}, two-layer CLIPTextModel of width {recipe.text_width}; open_clip ViT in `clip/` |
+| training | autoencoder {recipe.autoencoder_steps:,} steps, UNet with text encoder {recipe.denoiser_steps:,}, open_clip {recipe.clip_steps:,}; batch {recipe.batch_size}, AdamW {recipe.learning_rate:g} with cosine decay, EMA {recipe.ema_decay:g} |
+| prediction | {recipe.prediction_type}; {recipe.unconditional_share:.0%} of the rows without a caption |
+| sampler | DDIM, {recipe.sampler_steps} steps, guidance {recipe.guidance:g} |
+| seed | {recipe.seed} |
+| made by | `basin train ladder` with `recipe.json` |
+
+![loss curves](curves.png)
+
+## Truth
+
+Class fractions among {calibration.definition_samples} samples a prompt, by the paper's rule: memorized within
+δ_m = {calibration.delta_m:.2f} of a (reconstructed) training image, else spurious within δ_s = {calibration.delta_s:.2f}
+of another sample, else generalized. Both thresholds are the valleys of the nearest distances over the tuning half of the
+captions. A prompt has a dominant class when that holds {DOMINANCE:.0%} of its samples.
+
+{_rung_table(rows)}
+
+{_split_table(rows)}
+
+A classifier that sees only the words of a caption (cross-validated naive Bayes) reaches these AUCs, with 95% bootstrap
+intervals: {_text_control(rows)}.
+
+Every caption, with its fractions, is in `truth.jsonl`.
+
+## Licence
+
+The weights are under the licence of this repository. {_LICENCE}
+"""
+    (out / "README.md").write_text(text)
+
+
+def _rung_table(rows: tuple[TruthRow, ...]) -> str:
+    lines = [
+        "| K | captions | memorized | spurious | generalized | to a training image | to another sample |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    ordered = sorted(rows, key=lambda row: row.images)
+    for images, group in groupby(ordered, key=lambda row: row.images):
+        own = list(group)
+        means = [f"{np.mean([getattr(row, name) for row in own]):.2f}" for name in CLASSES]
+        medians = [
+            f"{np.median([getattr(row, name) for row in own]):.1f}"
+            for name in ("reference_distance", "sample_distance")
+        ]
+        lines.append(f"| {images} | {len(own)} | {' | '.join(means)} | {' | '.join(medians)} |")
+    return "\n".join(lines)
+
+
+def _split_table(rows: tuple[TruthRow, ...]) -> str:
+    lines = ["| captions with a dominant class | memorized | spurious | generalized | none |", "|---|---|---|---|---|"]
+    for split in ("tuning", "held-out"):
+        counts = [
+            str(sum(row.dominant == name for row in rows if row.split == split)) for name in (*map(str, CLASSES), "")
+        ]
+        lines.append(f"| {split} | {' | '.join(counts)} |")
+    return "\n".join(lines)
+
+
+def _text_control(rows: tuple[TruthRow, ...]) -> str:
+    prompts = [row.prompt for row in rows]
+    parts = []
+    for name in CLASSES:
+        positive = [row.dominant == name for row in rows]
+        if 2 <= sum(positive) <= len(rows) - 2:
+            area = text_only_auc(prompts, positive)
+            parts.append(f"{name} against the rest {area.value:.2f} ({area.lower:.2f} to {area.upper:.2f})")
+    return ", ".join(parts)
+
+
+def _draw_curves(work: Path, file: Path) -> None:
+    stages = ("autoencoder", "denoiser", "clip")
+    figure = matplotlib.figure.Figure(figsize=(10, 2.8), layout="constrained")
+    for axes, stage in zip(figure.subplots(1, len(stages)), stages, strict=True):
+        curve = [json.loads(line) for line in (work / f"{stage}.jsonl").read_text().splitlines()]
+        axes.plot([point["step"] for point in curve], [point["loss"] for point in curve], linewidth=1)
+        axes.set(title=stage, xlabel="step", ylabel="loss", yscale="log")
+    figure.savefig(file, dpi=100)
