@@ -1,0 +1,94 @@
+"""What the benchmarks share."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+
+import numpy as np
+import torch
+
+from audit import demo
+from audit.bench.truth import TruthRow, load_truth
+from audit.model.checkpoint import Checkpoint
+from audit.model.denoiser import repeat
+from audit.model.loading import load_checkpoint
+from audit.reference.reference_set import ReferenceSet
+from service.client import BasinClient, ServiceError
+
+#: Seeds of benchmark audits: apart from those of the truth, of the fit and of everyday audits.
+BENCHMARK_SEED = 2_000_000
+
+
+@cache
+def checkpoint() -> Checkpoint:
+    """The demo checkpoint."""
+    return load_checkpoint(demo.CHECKPOINT, name="demo")
+
+
+@cache
+def reference() -> ReferenceSet:
+    """Its complete training set."""
+    return ReferenceSet.load(demo.REFERENCE)
+
+
+@cache
+def truth() -> tuple[TruthRow, ...]:
+    """Its truth table."""
+    return load_truth(demo.FOLDER / "truth.jsonl")
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def seconds(work: Callable[[], object], repeats: int = 5) -> list[float]:
+    """Wall seconds of each of several runs, after one that does not count."""
+    work()
+    found = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - start)
+    return found
+
+
+def forward_seconds(rows: int, repeats: int = 20) -> float:
+    """Median wall seconds of one bare UNet call with so many rows."""
+    model = checkpoint()
+    x = torch.randn(rows, *model.latent_shape(model.defaults))
+    t = torch.full((rows,), 500)
+    condition = repeat(model.encode_prompts([truth()[0].prompt]), rows)
+    with torch.inference_mode():
+        return float(np.median(seconds(lambda: model.denoiser.native(x, t, condition), repeats)))
+
+
+@contextmanager
+def served() -> Iterator[tuple[BasinClient, int]]:
+    """A real `basin serve` with the demo checkpoint on loopback: its client and its process id."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "service.cli", "serve", "--listen", f"127.0.0.1:{port}", "--metrics-listen", "off"]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        client, deadline = BasinClient(f"127.0.0.1:{port}"), time.monotonic() + 180
+        while True:
+            try:
+                client.info()
+                break
+            except ServiceError:
+                if server.poll() is not None or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+        yield client, server.pid
+    finally:
+        server.terminate()
+        server.wait(60)

@@ -1,0 +1,99 @@
+"""Sixteen audits at once against one offline batch, and against the same sixteen one after another."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from audit import demo
+from audit.auditor import Auditor, Budget
+from audit.v1 import audit_pb2
+from service.client import BasinClient
+from tests.benchmarks.common import BENCHMARK_SEED, checkpoint, forward_seconds, markdown, reference, served, truth
+
+AUDITS = 16
+ROUNDS = 5
+CURVE = (1, 4, 8, 16, 32, 64, 128, 256)
+#: Most rows that the server merges into one pass, by default.
+MERGED = 128
+
+
+def run() -> str:
+    """The table, as Markdown."""
+    prompts = [row.prompt for row in truth()[:: len(truth()) // AUDITS]][:AUDITS]
+    together, alone, offline, gains = [], [], [], []
+    with served() as (client, _), ThreadPoolExecutor(AUDITS) as pool:
+        _at_once(client, prompts, pool)  # reconstructs the reference images that are near
+        for _ in range(ROUNDS):
+            together.append(_at_once(client, prompts, pool))
+            alone.append(_one_by_one(client, prompts))
+            offline.append(_offline(prompts))
+            gains.append(
+                (forward_seconds(Budget().seeds, 10) / Budget().seeds) / (forward_seconds(MERGED, 10) / MERGED)
+            )
+    ratio = np.asarray(together) / np.asarray(offline)
+    gain = np.asarray(alone) / np.asarray(together)
+    relative = gain / np.asarray(gains)
+    curve = [(rows, rows / forward_seconds(rows, 10)) for rows in CURVE]
+    base = dict(curve)[Budget().seeds]
+    return f"""# Concurrent audits
+
+`python -m tests.benchmarks concurrency`: {AUDITS} audits at the default budget over gRPC, all at once and one after
+another; the offline batch is the same denoiser evaluations by the bare UNet, {MERGED} rows a pass, plus decoding and
+search of all samples, in one process without a server. {ROUNDS} rounds, interleaved; median (range).
+
+{
+        markdown(
+            ["ratio", "median", "range"],
+            [
+                ["at once / offline batch", *_range(ratio)],
+                ["one after another / at once (the gain)", *_range(gain)],
+                [f"the bare forward pass's gain a row, {Budget().seeds} to {MERGED} rows", *_range(np.asarray(gains))],
+                ["gain / the bare forward pass's gain", *_range(relative)],
+            ],
+        )
+    }
+
+Rows a second of the bare forward pass, relative to {Budget().seeds} rows:
+
+{markdown([str(rows) for rows, _ in curve], [[f"{rate / base:.2f}" for _, rate in curve]])}
+"""
+
+
+def _range(values: np.ndarray) -> tuple[str, str]:
+    return f"{np.median(values):.2f}", f"{values.min():.2f} to {values.max():.2f}"
+
+
+def _request(prompt: str) -> audit_pb2.AuditRequest:
+    request = audit_pb2.AuditRequest(prompt=prompt, checkpoint="demo", reference="demo")
+    request.budget.first_seed = BENCHMARK_SEED
+    return request
+
+
+def _at_once(client: BasinClient, prompts: list[str], pool: ThreadPoolExecutor) -> float:
+    start = time.perf_counter()
+    list(pool.map(lambda prompt: client.audit(_request(prompt)), prompts))
+    return time.perf_counter() - start
+
+
+def _one_by_one(client: BasinClient, prompts: list[str]) -> float:
+    start = time.perf_counter()
+    for prompt in prompts:
+        client.audit(_request(prompt))
+    return time.perf_counter() - start
+
+
+def _offline(prompts: list[str]) -> float:
+    auditor = Auditor(checkpoint(), reference(), demo.calibration())
+    evaluations = len(prompts) * auditor.planned_evaluations(auditor.resolve_sampler(), Budget())
+    model = checkpoint()
+    latents = torch.randn(len(prompts) * Budget().seeds, *model.latent_shape(model.defaults))
+    bare = forward_seconds(MERGED, 10) * evaluations / MERGED
+    start = time.perf_counter()
+    images = torch.cat([model.decode(part) for part in latents.split(64)])
+    reference().search_pixels(images, 8)
+    reference().search_clip(images, 1)
+    return bare + time.perf_counter() - start
