@@ -9,6 +9,7 @@ candidates are reconstructed, so this costs the same for a thousand references a
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,8 @@ from audit.reference.reference_set import ReferenceSet
 
 #: Originals that are re-ranked per sample.
 CANDIDATES = 8
+#: Reconstructions are remembered up to this size, the oldest are forgotten first.
+REMEMBERED_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,14 @@ class NeighborFinder:
     def __init__(self, reference: ReferenceSet, checkpoint: Checkpoint) -> None:
         self.reference = reference
         self.checkpoint = checkpoint
-        self._reconstructed: dict[int, Tensor] = {}
+        self._remembered: dict[int, Tensor] = {}
+        self._lock = threading.Lock()
 
     def reconstruct(self, indices: list[int]) -> Tensor:
         """D(E(y)) of reference images as pixel vectors, (len(indices), d)."""
-        missing = sorted(set(indices) - self._reconstructed.keys())
+        with self._lock:
+            found = {index: self._remembered[index] for index in indices if index in self._remembered}
+        missing = sorted(set(indices) - found.keys())
         side = self.checkpoint.defaults.height, self.checkpoint.defaults.width
         for part in in_chunks(len(missing), 64):
             images = self.reference.reference_images(missing[part])
@@ -66,8 +72,12 @@ class NeighborFinder:
                 images = torch.nn.functional.interpolate(images, size=side, mode="bilinear", antialias=True)
             images = with_channels(images, self.checkpoint.image_channels)
             vectors = self.reference.vectors(self.checkpoint.decode(self.checkpoint.encode(images)).cpu())
-            self._reconstructed.update(zip(missing[part], vectors, strict=True))
-        return torch.stack([self._reconstructed[index] for index in indices])
+            found.update(zip(missing[part], vectors.unbind(), strict=True))
+        with self._lock:
+            self._remembered.update((index, found[index]) for index in missing)
+            while len(self._remembered) * found[indices[0]].nbytes > REMEMBERED_BYTES:
+                self._remembered.pop(next(iter(self._remembered)))
+        return torch.stack([found[index] for index in indices])
 
     def find(self, images: Tensor) -> Neighbors:
         """Nearest reference of each sample.

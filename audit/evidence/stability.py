@@ -34,6 +34,7 @@ class Mode:
 
     @property
     def recurs(self) -> bool:
+        """Whether another sample returned to it."""
         return len(self.members) > 1
 
 

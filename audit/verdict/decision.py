@@ -75,6 +75,7 @@ class Decision:
 
     @property
     def decided(self) -> bool:
+        """Whether the confidence is high enough to call it an answer."""
         return self.confidence >= DECIDED
 
 
