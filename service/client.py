@@ -8,7 +8,7 @@ with BasinClient("localhost:50051") as client:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self, TypeVar
@@ -69,7 +69,8 @@ class BasinClient:
     Args:
         target: HOST:PORT.
         timeout: seconds that one call may take; None for as long as it takes.
-        patience: seconds that an audit goes on knocking while the server sheds load.
+        patience: seconds that an audit goes on knocking while the server says "later": its queue is full, or what the
+            audit needs is still being loaded.
     """
 
     def __init__(self, target: str, *, timeout: float | None = None, patience: float = 60.0) -> None:
@@ -118,8 +119,8 @@ class BasinClient:
 
         return self._patiently(once)
 
-    def stream(self, request: audit_pb2.AuditRequest) -> Iterator[audit_pb2.Progress | report_pb2.Report]:
-        """Audit one prompt: any number of `Progress`, then the `Report`. Leaving the iterator stops the audit."""
+    def stream(self, request: audit_pb2.AuditRequest) -> Generator[audit_pb2.Progress | report_pb2.Report]:
+        """Audit one prompt: any number of `Progress`, then the `Report`. Closing the iterator stops the audit."""
         return self._stream(request)
 
     def info(self) -> info_pb2.GetInfoResponse:
@@ -180,7 +181,7 @@ class BasinClient:
             )
             return self._references.SearchReference(request, timeout=self.timeout)
 
-    def _stream(self, request: audit_pb2.AuditRequest) -> Iterator[audit_pb2.Progress | report_pb2.Report]:
+    def _stream(self, request: audit_pb2.AuditRequest) -> Generator[audit_pb2.Progress | report_pb2.Report]:
         with self._errors():
             call = self._audits.StreamAudit(audit_pb2.StreamAuditRequest(audit=request), timeout=self.timeout)
             try:
@@ -190,13 +191,13 @@ class BasinClient:
                 call.cancel()
 
     def _patiently(self, call: Callable[[], _T]) -> _T:
-        """Repeat a call that the server sheds, at its own pace and ever slower, until patience ends."""
+        """Repeat a call that the server puts off, at the pace it asks for and ever slower, until patience ends."""
         deadline, pause = time.monotonic() + self.patience, _FIRST_PAUSE
         while True:
             try:
                 return call()
             except ServiceError as error:
-                if error.code is not grpc.StatusCode.RESOURCE_EXHAUSTED or error.retry_seconds is None:
+                if error.retry_seconds is None:
                     raise
                 pause = max(pause, error.retry_seconds)
                 if time.monotonic() + pause > deadline:

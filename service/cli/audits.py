@@ -209,9 +209,8 @@ def build_request(subject: dict[str, Any], sampler: dict[str, Any], budget: dict
                 try:
                     setattr(message, name, value)
                 except (ValueError, UnicodeError) as error:
-                    label = name.replace("_", " ")
-                    shown = "is no text" if isinstance(value, str) else f"is out of range: {value}"
-                    raise InvalidInput(f"the {label} {shown}", reason="VALUE_INVALID", field=name) from error
+                    problem = "is not text" if isinstance(value, str) else f"is out of range: {value}"
+                    raise InvalidInput(f"{name} {problem}", reason="VALUE_INVALID", field=name) from error
     return request
 
 

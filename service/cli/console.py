@@ -51,6 +51,10 @@ def quiet_libraries() -> None:
         ("TRANSFORMERS_VERBOSITY", "error"),
     ):
         os.environ.setdefault(variable, value)
+    for name in ("diffusers", "transformers"):
+        if library := sys.modules.get(name):  # imported before, it has read its variables already
+            library.utils.logging.set_verbosity_error()
+            library.utils.logging.disable_progress_bar()
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     logging.getLogger().addHandler(logging.NullHandler())  # open_clip speaks to the root logger

@@ -1,0 +1,58 @@
+"""What the tests of the command line share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from audit.demo import prompts
+from service.cli import main
+
+#: As little work as an audit can be.
+CHEAP = ("--seeds", "2", "--steps", "2", "--guidance", "1", "--curvature", "off")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+Basin = Callable[..., Result]
+
+
+@pytest.fixture
+def basin(capsys: pytest.CaptureFixture[str]) -> Basin:
+    """The command line, in this process."""
+
+    def run(*arguments: object) -> Result:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.out + captured.err
+        return Result(end.value.code if isinstance(end.value.code, int) else 0, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def prompt() -> str:
+    """A prompt of the demo checkpoint's ladder."""
+    return prompts()[0]
+
+
+def is_one_error(result: Result, *words: str) -> bool:
+    """Whether a command failed with one line on stderr that holds these words, and printed nothing else."""
+    lines = result.err.splitlines()
+    assert result.code == 2, result
+    assert result.out == "", result
+    assert len(lines) == 1, result
+    assert lines[0].startswith("error: "), result
+    assert all(word in lines[0] for word in words), result
+    return True
