@@ -30,9 +30,9 @@ from audit.model.denoiser import Condition, Denoiser, concatenate, repeat
 
 FLAT_THRESHOLD = 0.1
 VOLUME_RIDGE = 0.1
-#: Root mean square per coordinate of a finite-difference step: large against rounding, small against the network's
-#: own curvature.
-DIFFERENCE_STEP = 3e-3
+#: Length of a finite-difference step in units of σ·∛(machine epsilon), where the truncation error (∝ step²) and the
+#: rounding error (∝ 1/step) of a central difference balance.
+DIFFERENCE_STEP = 5.0
 #: Values shown at either end of the spectrum.
 SHOWN = 8
 
@@ -161,19 +161,17 @@ def jacobian_product(
     Returns:
         float64, (n, d), on the CPU.
     """
-    d = x[0].numel()
-    step = DIFFERENCE_STEP * d**0.5
-    if x.dtype != torch.float64:
-        # A power of two: adding and subtracting it rounds alike, and dividing by it is exact.
-        step = 2.0 ** round(np.log2(step))
+    _, sigmas = denoiser.schedule.at(t, x.new_empty(len(x), 1, dtype=torch.float64, device="cpu"))
+    # A power of two: adding and subtracting it rounds alike, and dividing by it is exact.
+    steps = torch.exp2((sigmas * DIFFERENCE_STEP * torch.finfo(x.dtype).eps ** (1 / 3)).log2().round())
     products = []
     for start in range(0, len(x), max(1, rows // 2)):
         part = slice(start, start + max(1, rows // 2))
-        shift = (step * directions[part]).reshape(x[part].shape).to(x)
+        shift = (steps[part] * directions[part]).reshape(x[part].shape).to(x)
         pair = torch.cat([x[part] + shift, x[part] - shift])
         chunk = {name: torch.cat([tensor[part], tensor[part]]) for name, tensor in condition.items()}
         plus, minus = denoiser(pair, t[part].repeat(2), chunk).flatten(1).double().cpu().chunk(2)
-        products.append((plus - minus) / (2 * step))
+        products.append((plus - minus) / (2 * steps[part]))
     return torch.cat(products)
 
 
