@@ -7,7 +7,6 @@ only ever classified with them.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -139,7 +138,7 @@ def measure_distances(
                 np.savez(
                     partial, reference=np.concatenate(near), original=np.concatenate(original), sample=between.min(1)
                 )
-                os.replace(partial, file)
+                partial.replace(file)
             with np.load(file) as arrays:
                 found.append(Distances(arrays["reference"], arrays["original"], arrays["sample"]))
             bar.advance(task)

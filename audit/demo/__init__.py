@@ -15,8 +15,9 @@ REFERENCE = FOLDER / "reference"
 
 @cache
 def default_calibration() -> Calibration:
-    """What an uncalibrated checkpoint is judged by: the demo's estimators, which are free of scale, without its
-    thresholds, which are not.
+    """What an uncalibrated checkpoint is judged by.
+
+    The demo's estimators, which are free of scale, without its thresholds, which are not.
     """
     own = calibration()
     return own.model_copy(update={"checkpoint_digest": "", "sampler": None, "delta_m": None, "delta_s": None})

@@ -126,6 +126,7 @@ class MeteredDenoiser(Denoiser):
         self.evaluations = 0
 
     def native(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """As `inner`'s, after `check` had its say."""
         self.check()
         self.evaluations += len(x)
         return self.inner.native(x, t, condition)

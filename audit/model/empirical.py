@@ -49,6 +49,7 @@ class EmpiricalDenoiser(Denoiser):
         return logits, alpha, sigma
 
     def native(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """ε̂ in closed form."""
         logits, alpha, sigma = self._logits(x, t, condition)
         clean = (logits.softmax(1) @ self.points.flatten(1).to(x)).reshape(x.shape)
         return (x - alpha * clean) / sigma

@@ -52,7 +52,7 @@ def weight_files(component: Path) -> list[Path]:
 
 
 def digest_files(files: Sequence[Path], root: Path) -> str:
-    """ "sha256:…" over names and contents, in the order of the names."""
+    """SHA-256, as "sha256:…", over names and contents, in the order of the names."""
     total = hashlib.sha256()
     for path in sorted(files):
         with path.open("rb") as stream:

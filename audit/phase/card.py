@@ -15,7 +15,8 @@ from audit.phase.ladder import Recipe
 from audit.verdict.calibration import Calibration
 from audit.verdict.rule import CLASSES
 
-_LICENCE = """The images are from Fashion-MNIST (https://github.com/zalandoresearch/fashion-mnist), zero-padded to 32×32.
+_LICENCE = """The images are from Fashion-MNIST (https://github.com/zalandoresearch/fashion-mnist), zero-padded to
+32×32.
 
 > The MIT License (MIT). Copyright © 2017 Zalando SE, https://tech.zalando.com
 >
@@ -44,6 +45,15 @@ def write_card(recipe: Recipe, out: Path, work: Path) -> None:
     (out / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n")
     _draw_curves(work, out / "curves.png")
     images = sum(rung.images * rung.captions for rung in recipe.rungs)
+    networks = (
+        f"AutoencoderKL {list(recipe.autoencoder_channels)}, UNet2DConditionModel {list(recipe.unet_channels)}, "
+        f"two-layer CLIPTextModel of width {recipe.text_width}; open_clip ViT in `clip/`"
+    )
+    training = (
+        f"autoencoder {recipe.autoencoder_steps:,} steps, UNet with text encoder {recipe.denoiser_steps:,}, open_clip "
+        f"{recipe.clip_steps:,}; batch {recipe.batch_size}, AdamW {recipe.learning_rate:g} with cosine decay, EMA "
+        f"{recipe.ema_decay:g}"
+    )
     text = f"""# A ladder checkpoint
 
 A text-conditional latent diffusion model, trained from scratch so that the phase of every prompt is known: each of its
@@ -53,8 +63,8 @@ generalizes under it. Words of a caption are drawn independently of K and captio
 | | |
 |---|---|
 | training set | {images:,} greyscale images of 32×32, all of them in `reference/` |
-| networks | AutoencoderKL {list(recipe.autoencoder_channels)}, UNet2DConditionModel {list(recipe.unet_channels)}, two-layer CLIPTextModel of width {recipe.text_width}; open_clip ViT in `clip/` |
-| training | autoencoder {recipe.autoencoder_steps:,} steps, UNet with text encoder {recipe.denoiser_steps:,}, open_clip {recipe.clip_steps:,}; batch {recipe.batch_size}, AdamW {recipe.learning_rate:g} with cosine decay, EMA {recipe.ema_decay:g} |
+| networks | {networks} |
+| training | {training} |
 | prediction | {recipe.prediction_type}; {recipe.unconditional_share:.0%} of the rows without a caption |
 | sampler | DDIM, {recipe.sampler_steps} steps, guidance {recipe.guidance:g} |
 | seed | {recipe.seed} |
@@ -65,9 +75,10 @@ generalizes under it. Words of a caption are drawn independently of K and captio
 ## Truth
 
 Class fractions among {calibration.definition_samples} samples a prompt, by the paper's rule: memorized within
-δ_m = {calibration.delta_m:.2f} of a (reconstructed) training image, else spurious within δ_s = {calibration.delta_s:.2f}
-of another sample, else generalized. Both thresholds are the valleys of the nearest distances over the tuning half of the
-captions. A prompt has a dominant class when that holds {DOMINANCE:.0%} of its samples.
+δ_m = {calibration.delta_m:.2f} of a (reconstructed) training image, else spurious within
+δ_s = {calibration.delta_s:.2f} of another sample, else generalized. Both thresholds are the valleys of the nearest
+distances over the tuning half of the captions. A prompt has a dominant class when that holds {DOMINANCE:.0%} of its
+samples.
 
 {_rung_table(rows)}
 

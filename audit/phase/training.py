@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -75,7 +74,7 @@ def fit(
             "curve": curve,
         }
         torch.save(state, state_file.with_suffix(".tmp"))
-        os.replace(state_file.with_suffix(".tmp"), state_file)
+        state_file.with_suffix(".tmp").replace(state_file)
         curve_file.write_text("".join(json.dumps(line) + "\n" for line in curve))
 
     modules.train()

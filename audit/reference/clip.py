@@ -1,4 +1,4 @@
-"""CLIP embeddings through open_clip: the model that ships with a ladder checkpoint loads by the same code as ViT-B-32."""
+"""CLIP embeddings through open_clip; a ladder checkpoint's small model loads by the same code as ViT-B-32."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class Calibration(_Model):
 
     @property
     def digest(self) -> str:
-        """ "sha256:…" of the content."""
+        """SHA-256, as "sha256:…", of the content."""
         return f"sha256:{hashlib.sha256(self.model_dump_json().encode()).hexdigest()}"
 
     def thresholds(self, dimension: int) -> tuple[float, float]:

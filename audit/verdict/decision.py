@@ -193,8 +193,8 @@ def _reasons(
     elif copies:
         images = "one training image" if distinct == 1 else f"{distinct} different training images"
         sentences.append(
-            f"{copies} of {n} seeds gave copies of {images}: the nearest is at distance {neighbors.distance.min():.2f}, "
-            f"copies are within {delta_m:.2f}."
+            f"{copies} of {n} seeds gave copies of {images}: the nearest is at distance "
+            f"{neighbors.distance.min():.2f}, copies are within {delta_m:.2f}."
         )
     else:
         whole = "complete training set" if complete else "partial reference set"

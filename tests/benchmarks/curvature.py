@@ -25,6 +25,7 @@ PROMPTS_PER_SIZE = 1
 
 def run() -> str:
     """The tables, as Markdown."""
+    default = CurvatureSettings()
     return f"""# Curvature
 
 `python -m tests.benchmarks curvature`
@@ -35,9 +36,9 @@ samples each) against the closed form H = (I − (α²/σ²) Cov_w(y))/σ²; lar
 {_exact_table()}
 
 Matrix-free ({MATRIX_FREE.probes} probes × {MATRIX_FREE.steps} Arnoldi steps,
-{2 * MATRIX_FREE.probes * MATRIX_FREE.steps} NFE a point) against dense (512 NFE a point) on the demo checkpoint: 4
-samples, both noise levels, {PROMPTS_PER_SIZE} prompt of every K; and the audit's default
-({CurvatureSettings().probes} × {CurvatureSettings().steps}, {2 * CurvatureSettings().probes * CurvatureSettings().steps} NFE):
+{2 * MATRIX_FREE.probes * MATRIX_FREE.steps} NFE a point) against dense (512 NFE a point) on the demo
+checkpoint: 4 samples, both noise levels, {PROMPTS_PER_SIZE} prompt of every K; and the audit's default
+({default.probes} × {default.steps}, {2 * default.probes * default.steps} NFE):
 
 {_demo_table()}
 """

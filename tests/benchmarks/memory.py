@@ -24,9 +24,9 @@ def run() -> str:
     rows = [[f"{resident[mark - 1]:,.0f} MB" for mark in marks]]
     return f"""# Memory of the server
 
-`python -m tests.benchmarks memory`: resident memory of `basin serve` with the demo checkpoint and reference set after so
-many audits at the default budget, over gRPC, over all {len(prompts)} prompts in turn. Largest {max(resident):,.0f} MB;
-change over the last 100 audits {resident[-1] - resident[99]:+,.0f} MB.
+`python -m tests.benchmarks memory`: resident memory of `basin serve` with the demo checkpoint and reference set after
+so many audits at the default budget, over gRPC, over all {len(prompts)} prompts in turn. Largest
+{max(resident):,.0f} MB; change over the last 100 audits {resident[-1] - resident[99]:+,.0f} MB.
 
 {markdown([str(mark) for mark in marks], rows)}
 """

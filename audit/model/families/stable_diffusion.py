@@ -28,6 +28,7 @@ class UNetDenoiser(Denoiser):
         self.prediction_type = prediction_type
 
     def native(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """The UNet's output."""
         output: Tensor = self.unet(x, t.to(x.device), condition["text"], return_dict=False)[0]
         return output
 
