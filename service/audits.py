@@ -1,0 +1,301 @@
+"""Audits of a server: checked, lined up, run in threads, watched by those who asked for them.
+
+All bookkeeping happens on the event loop; only the audits themselves run in threads, plain and synchronous. A thread
+learns that nobody wants its audit any more from the `check` that the auditor calls before every denoiser call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from audit.auditor import Auditor, Budget, Progress
+from audit.errors import AuditError, InvalidInput, Stopped
+from audit.model.sampling import SamplerSettings
+from audit.reference.reference_set import ReferenceSet
+from audit.v1 import audit_pb2, report_pb2
+from service import wire
+from service.answers import Answers, fingerprint_of
+from service.checkpoints import CheckpointRegistry, LoadedCheckpoint
+from service.config import Settings
+from service.line import Line, Ticket
+from service.log import Logger
+from service.metrics import Metrics
+from service.references import ReferenceRegistry
+from service.status import DEADLINE_EXCEEDED, ShuttingDown
+
+#: Seconds between two progress messages of one stream.
+PROGRESS_INTERVAL = 0.1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request that was checked: everything an audit needs."""
+
+    prompt: str
+    checkpoint: str
+    reference: ReferenceSet | None
+    sampler: SamplerSettings
+    budget: Budget
+    include_images: bool
+    evaluations: int
+
+
+class Job:
+    """One audit, waiting or at work, and those who watch it.
+
+    Args:
+        plan: what to do.
+        ticket: its place in the line.
+    """
+
+    def __init__(self, plan: Plan, ticket: Ticket) -> None:
+        self.plan = plan
+        self.ticket = ticket
+        self.task: asyncio.Task[report_pb2.Report]
+        self.progress: Progress | None = None
+        self.watchers: dict[Watch, float] = {}
+        self._stop: AuditError | None = None
+        self._entered = time.monotonic()
+        self._deadline = float("inf")
+
+    def join(self, watch: Watch, deadline: float) -> None:
+        """One more waits for the answer, until a time of the monotonic clock."""
+        self.watchers[watch] = deadline
+        self._deadline = max(self.watchers.values())
+
+    def leave(self, watch: Watch) -> None:
+        """One less; the last one's leaving stops the work."""
+        del self.watchers[watch]
+        if self.watchers:
+            self._deadline = max(self.watchers.values())
+        else:
+            self.stop(Stopped("nobody waits for the answer any more", reason="CANCELLED"))
+
+    def stop(self, error: AuditError) -> None:
+        """End the work with an error: at once where it has not begun, else before the next denoiser call."""
+        if self.task.done() or self._stop is not None:
+            return
+        self._stop = error
+        self.ticket.called.set()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether there is no answer to come, or it came."""
+        return self._stop is not None
+
+    def check(self) -> None:
+        """Raises the error that the work was stopped with, and Stopped when the last deadline has passed."""
+        if self._stop is not None:
+            raise self._stop
+        if time.monotonic() > self._deadline:
+            raise Stopped("the deadline passed", reason=DEADLINE_EXCEEDED)
+
+    def tell(self, progress: Progress) -> None:
+        """Called by the working thread; watchers look at the latest one when they have the time."""
+        self.progress = progress
+
+    def waited(self) -> float:
+        """Seconds since it entered the line."""
+        return time.monotonic() - self._entered
+
+
+class Watch:
+    """One caller's view of a job, or of an answer given before."""
+
+    def __init__(self, audits: Audits, job: Job | None, answer: report_pb2.Report | None = None) -> None:
+        self._audits = audits
+        self._job = job
+        self._answer = answer
+
+    async def progress(self) -> AsyncIterator[audit_pb2.Progress]:
+        """What is new, at most every `PROGRESS_INTERVAL` seconds, until the job is done."""
+        told = None
+        while self._job is not None and not self._job.task.done():
+            progress = self._audits.progress_of(self._job)
+            if progress != told:
+                told = progress
+                yield progress
+            await asyncio.wait([self._job.task], timeout=PROGRESS_INTERVAL)
+
+    async def report(self) -> report_pb2.Report:
+        """The answer.
+
+        Raises:
+            AuditError: there is none.
+        """
+        if self._answer is not None:
+            return self._answer
+        assert self._job is not None
+        return await asyncio.shield(self._job.task)
+
+
+class Audits:
+    """Takes audits in and sees them through.
+
+    Args:
+        settings: of the server.
+        checkpoints: of the server.
+        references: of the server.
+        metrics: of the server.
+        logger: of the server.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        checkpoints: CheckpointRegistry,
+        references: ReferenceRegistry,
+        metrics: Metrics,
+        logger: Logger,
+    ) -> None:
+        self._settings = settings
+        self._defaults = settings.budget.budget()
+        self._checkpoints = checkpoints
+        self._references = references
+        self._metrics = metrics
+        self._logger = logger
+        self._line = Line(settings.concurrent_audits, settings.queue, "audits", "QUEUE_FULL")
+        self._executor = ThreadPoolExecutor(settings.concurrent_audits, thread_name_prefix="basin-audit")
+        self._jobs: set[Job] = set()
+        self._answers: Answers[Job] = Answers()
+        metrics.watch_queue(lambda: self._line.waiting, lambda: self._line.busy)
+
+    @contextmanager
+    def watch(self, request: audit_pb2.AuditRequest, seconds_left: float | None) -> Iterator[Watch]:
+        """Start an audit, or join the one of the same request id; leaving it alone stops it.
+
+        Args:
+            request: as it came.
+            seconds_left: until the caller's deadline; None for ever.
+
+        Raises:
+            InvalidInput, NotFound, BrokenReference, NotLoaded, NotReady: the request cannot be served.
+            QueueFull: too many wait.
+        """
+        watch, job = self._begin(request)
+        if job is None:
+            yield watch
+            return
+        deadline = float("inf") if seconds_left is None else time.monotonic() + seconds_left
+        job.join(watch, deadline)
+        try:
+            yield watch
+        finally:
+            job.leave(watch)
+
+    def checkpoint_of(self, request: audit_pb2.AuditRequest) -> str:
+        """The id that a request means, registered or not; "" where it had to name one and did not."""
+        ids = self._checkpoints.ids
+        return request.checkpoint or (ids[0] if len(ids) == 1 else "")
+
+    def progress_of(self, job: Job) -> audit_pb2.Progress:
+        """How far a job is."""
+        if job.progress is None:
+            return audit_pb2.Progress(
+                stage="queued",
+                planned_evaluations=job.plan.evaluations,
+                queue_position=self._line.ahead(job.ticket),
+            )
+        return audit_pb2.Progress(
+            stage=job.progress.stage,
+            evaluations=job.progress.evaluations,
+            planned_evaluations=job.progress.planned,
+        )
+
+    async def drain(self, seconds: float) -> None:
+        """Wait for the jobs that are there, and stop those that take longer."""
+        deadline = time.monotonic() + seconds
+        while self._jobs and (left := deadline - time.monotonic()) > 0:
+            await asyncio.wait([job.task for job in self._jobs], timeout=left)
+        for job in self._jobs:
+            job.stop(ShuttingDown())
+        while self._jobs:
+            await asyncio.wait([job.task for job in self._jobs])
+
+    def close(self) -> None:
+        """End the threads. No job may be left."""
+        self._executor.shutdown()
+
+    def _begin(self, request: audit_pb2.AuditRequest) -> tuple[Watch, Job | None]:
+        fingerprint = fingerprint_of(request)
+        known = self._answers.find(request.request_id, fingerprint)
+        if isinstance(known, report_pb2.Report):
+            return Watch(self, None, known), None
+        if known is not None and not known.stopped:
+            return Watch(self, known), known
+        job = Job(self._plan(request), self._line.enter())
+        job.task = asyncio.create_task(self._run(job))
+        self._jobs.add(job)
+        self._answers.begin(request.request_id, fingerprint, job)
+
+        def finish(task: asyncio.Task[report_pb2.Report]) -> None:
+            self._line.leave(job.ticket)
+            self._jobs.discard(job)
+            failed = task.cancelled() or task.exception() is not None
+            self._answers.finish(request.request_id, job, None if failed else task.result())
+
+        job.task.add_done_callback(finish)
+        return Watch(self, job), job
+
+    def _plan(self, request: audit_pb2.AuditRequest) -> Plan:
+        """Check a request without touching a device: the tokenizer has its say when the audit runs."""
+        limits, ids = self._settings.limits, self._checkpoints.ids
+        if not request.prompt.strip():
+            raise InvalidInput("the prompt is empty", reason="PROMPT_EMPTY", field="prompt")
+        for field, text in (("prompt", request.prompt), ("sampler.negative_prompt", request.sampler.negative_prompt)):
+            _bound(field, "PROMPT_TOO_LONG", len(text), limits.prompt_characters, "characters")
+        checkpoint = self.checkpoint_of(request)
+        if not checkpoint:
+            raise InvalidInput(
+                f"name one of the server's {len(ids)} checkpoints", reason="CHECKPOINT_REQUIRED", field="checkpoint"
+            )
+        with self._checkpoints.use(checkpoint) as loaded:
+            reference = self._references.get(request.reference) if request.reference else None
+            auditor = loaded.auditor(reference)
+            sampler = auditor.resolve_sampler(**wire.sampler_overrides(request.sampler))
+            budget = wire.budget(request.budget, self._defaults)
+            _bound("budget.seeds", "SEEDS_OUT_OF_RANGE", budget.seeds, limits.seeds, "seeds")
+            _bound("sampler.steps", "STEPS_OUT_OF_RANGE", sampler.steps, limits.steps, "steps")
+            for side in ("height", "width"):
+                pixels = getattr(sampler, side)
+                _bound(f"sampler.{side}", "SIZE_OUT_OF_RANGE", pixels, limits.image_side, f"pixels of {side}")
+            total = budget.seeds * sampler.height * sampler.width
+            _bound("budget.seeds", "PIXELS_OVER_LIMIT", total, limits.pixels, "pixels over all samples")
+            evaluations = auditor.planned_evaluations(sampler, budget)
+            _bound("budget", "EVALUATIONS_OVER_LIMIT", evaluations, limits.evaluations, "denoiser evaluations")
+        return Plan(request.prompt, checkpoint, reference, sampler, budget, request.include_images, evaluations)
+
+    async def _run(self, job: Job) -> report_pb2.Report:
+        with self._checkpoints.use(job.plan.checkpoint) as loaded:
+            await job.ticket.called.wait()
+            job.check()
+            return await asyncio.get_running_loop().run_in_executor(self._executor, self._audit, job, loaded)
+
+    def _audit(self, job: Job, loaded: LoadedCheckpoint) -> report_pb2.Report:
+        """Runs in a thread."""
+        queued, plan = job.waited(), job.plan
+        self._metrics.queue_wait_seconds.observe(queued)
+        auditor: Auditor = loaded.auditor(plan.reference)
+        with loaded.batching.lane() as lane:
+            report = auditor.audit(
+                plan.prompt,
+                sampler=plan.sampler,
+                budget=plan.budget,
+                include_images=plan.include_images,
+                denoiser=lane,
+                on_progress=job.tell,
+                check=job.check,
+            )
+        for stage, seconds in report.cost.stage_seconds.items():
+            self._metrics.stage_seconds.labels(stage).observe(seconds)
+        return wire.report_to_proto(replace(report, cost=replace(report.cost, queue_seconds=queued)))
+
+
+def _bound(field: str, reason: str, value: int, most: int, what: str) -> None:
+    if value > most:
+        raise InvalidInput(f"{value} {what}, this server allows {most}", reason=reason, field=field)

@@ -1,0 +1,120 @@
+"""What surrounds every call of our own services: a request id, a log line, and errors made into statuses."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+import structlog
+from grpc_status import rpc_status
+
+from audit.errors import AuditError
+from service.log import Logger
+from service.status import ShuttingDown, code_of, to_status
+
+OURS = "/audit.v1."
+#: A caller may name a call by this metadata key, so that its log and ours can be matched.
+REQUEST_ID = "x-request-id"
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Behavior = Callable[[Any, Context], Awaitable[Any]]
+
+
+class Calls(grpc.aio.ServerInterceptor):
+    """Wraps the handlers of our own services; health and reflection are left alone.
+
+    Args:
+        logger: of the server.
+
+    Attributes:
+        accepting: set it to False to refuse new calls.
+    """
+
+    def __init__(self, logger: Logger) -> None:
+        self._logger = logger
+        self.accepting = True
+        self._active = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def wait_idle(self) -> None:
+        """Until no call is in flight."""
+        await self._idle.wait()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """The handler that would answer, wrapped."""
+        handler = await continuation(handler_call_details)
+        if handler is None or not handler_call_details.method.startswith(OURS):
+            return handler
+        method = handler_call_details.method.removeprefix(OURS)
+        streams = handler.response_streaming
+        make = grpc.unary_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
+        return make(
+            self._wrap(method, handler.unary_stream if streams else handler.unary_unary),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    def _wrap(self, method: str, behavior: Behavior) -> Behavior:
+        async def call(request: Any, context: Context) -> Any:
+            request_id = _request_id(context)
+            with structlog.contextvars.bound_contextvars(method=method, request_id=request_id), self._counted():
+                start = time.perf_counter()
+                try:
+                    if not self.accepting:
+                        raise ShuttingDown()
+                    answer = await behavior(request, context)
+                except asyncio.CancelledError:
+                    self._log(code_of_cancellation(context), start)
+                    raise
+                except Exception as error:
+                    self._log(code_of(error), start, error)
+                    await context.abort_with_status(rpc_status.to_status(to_status(error, request_id)))
+                else:
+                    self._log(grpc.StatusCode.OK, start)
+                    return answer
+
+        return call
+
+    @contextmanager
+    def _counted(self) -> Any:
+        self._active += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._active -= 1
+            if not self._active:
+                self._idle.set()
+
+    def _log(self, code: grpc.StatusCode, start: float, error: Exception | None = None) -> None:
+        seconds = round(time.perf_counter() - start, 4)
+        if code is grpc.StatusCode.INTERNAL:
+            self._logger.error("call", code=code.name, seconds=seconds, exc_info=error)
+        elif isinstance(error, AuditError):
+            self._logger.info("call", code=code.name, seconds=seconds, reason=error.reason, field=error.field)
+        else:
+            self._logger.info("call", code=code.name, seconds=seconds)
+
+
+def code_of_cancellation(context: Context) -> grpc.StatusCode:
+    """Whether a call that was cancelled had run out of time."""
+    left = context.time_remaining()
+    return grpc.StatusCode.CANCELLED if left is None or left > 0 else grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def _request_id(context: Context) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if key == REQUEST_ID and isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9._-]{1,64}", value):
+            return value
+    return uuid.uuid4().hex

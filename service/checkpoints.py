@@ -1,0 +1,292 @@
+"""The checkpoints of a server: registered by the operator, loaded and unloaded while it runs.
+
+All bookkeeping happens on the event loop; only loading itself runs in a thread. There is one such thread, because the
+libraries that read checkpoints patch torch globally while they do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import ParamSpec, TypeVar
+
+import torch
+
+from audit.auditor import Auditor
+from audit.demo import default_calibration
+from audit.errors import AuditError, BrokenCheckpoint, NotFound
+from audit.model.batching import BatchingDenoiser
+from audit.model.checkpoint import Checkpoint
+from audit.model.loading import load_checkpoint
+from audit.reference.reference_set import ReferenceSet
+from audit.v1 import checkpoint_pb2
+from audit.verdict.calibration import Calibration
+from service.config import CheckpointEntry
+from service.log import Logger
+from service.metrics import Metrics
+from service.status import NotLoaded
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class DeviceLocks:
+    """One lock per device: whatever keeps a device busy holds it, so that computations queue and do not compete."""
+
+    def __init__(self) -> None:
+        self._locks: dict[str, threading.Lock] = {}
+        self._own = threading.Lock()
+
+    def __getitem__(self, device: str) -> threading.Lock:
+        with self._own:
+            return self._locks.setdefault(device, threading.Lock())
+
+
+class LoadedCheckpoint:
+    """A checkpoint in memory with all that audits need of it.
+
+    Args:
+        checkpoint: whose functions wait for the device like everybody.
+        batching: merges the denoiser calls of its audits.
+        calibration: of its verdicts.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, batching: BatchingDenoiser, calibration: Calibration) -> None:
+        self.checkpoint = checkpoint
+        self.batching = batching
+        self.calibration = calibration
+        self._auditors: dict[str, Auditor] = {}
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the calibration is this checkpoint's own."""
+        return self.calibration.checkpoint_digest == self.checkpoint.digest
+
+    def auditor(self, reference: ReferenceSet | None) -> Auditor:
+        """The auditor against a reference set. They are kept, since each remembers what it reconstructed."""
+        name = "" if reference is None else reference.name
+        if name not in self._auditors:
+            self._auditors[name] = Auditor(self.checkpoint, reference, self.calibration)
+        return self._auditors[name]
+
+
+@dataclass
+class _Registered:
+    """A registered checkpoint and its state."""
+
+    id: str
+    entry: CheckpointEntry
+    state: checkpoint_pb2.CheckpointState = checkpoint_pb2.CHECKPOINT_STATE_UNLOADED
+    loaded: LoadedCheckpoint | None = None
+    error: str = ""
+    users: int = 0
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    #: What changes its state right now, by kind: callers that want the same join it.
+    tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+
+
+class CheckpointRegistry:
+    """Registered checkpoints by id.
+
+    Args:
+        entries: by id.
+        executor: the one thread that loads.
+        locks: of devices.
+        metrics: of the server.
+        logger: of the server.
+        batch_rows: most rows in a forward pass.
+        batch_wait_seconds: longest wait of a denoiser call for others.
+        on_change: called after every load and unload.
+    """
+
+    def __init__(
+        self,
+        entries: Mapping[str, CheckpointEntry],
+        *,
+        executor: Executor,
+        locks: DeviceLocks,
+        metrics: Metrics,
+        logger: Logger,
+        batch_rows: int,
+        batch_wait_seconds: float,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._registered = {id_: _Registered(id_, entry) for id_, entry in sorted(entries.items())}
+        self._executor = executor
+        self._locks = locks
+        self._metrics = metrics
+        self._logger = logger
+        self._batch_rows = batch_rows
+        self._batch_wait_seconds = batch_wait_seconds
+        self._on_change = on_change
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Of all that are registered, in order."""
+        return list(self._registered)
+
+    def is_loaded(self, id_: str) -> bool:
+        """Whether audits can use it."""
+        return self._find(id_).loaded is not None
+
+    def describe(self, id_: str) -> checkpoint_pb2.CheckpointInfo:
+        """What clients may know of a checkpoint."""
+        registered = self._find(id_)
+        info = checkpoint_pb2.CheckpointInfo(id=id_, state=registered.state, error=registered.error)
+        if registered.loaded is not None:
+            checkpoint = registered.loaded.checkpoint
+            info.digest, info.family, info.parameters = checkpoint.digest, checkpoint.family, checkpoint.parameters
+            info.calibrated = registered.loaded.calibrated
+        return info
+
+    @contextmanager
+    def use(self, id_: str) -> Iterator[LoadedCheckpoint]:
+        """A loaded checkpoint, which stays in memory meanwhile.
+
+        Raises:
+            NotFound: no such id.
+            NotLoaded: it is not in memory, or on its way out.
+        """
+        registered = self._find(id_)
+        if registered.loaded is None:
+            raise NotLoaded(f"the checkpoint {id_!r} is not loaded", reason="CHECKPOINT_NOT_LOADED", field="checkpoint")
+        registered.users += 1
+        registered.idle.clear()
+        try:
+            yield registered.loaded
+        finally:
+            registered.users -= 1
+            if not registered.users:
+                registered.idle.set()
+
+    async def load(self, id_: str) -> None:
+        """Load a checkpoint, unless it is loaded. Goes on when the caller goes away.
+
+        Raises:
+            NotFound: no such id.
+            BrokenCheckpoint: it cannot be loaded; the others are not affected.
+        """
+        await self._change("load", self._find(id_), self._load)
+
+    async def unload(self, id_: str) -> None:
+        """Unload a checkpoint: at once for new audits, in fact when audits in flight have finished.
+
+        Raises:
+            NotFound: no such id.
+        """
+        await self._change("unload", self._find(id_), self._unload)
+
+    async def close(self) -> None:
+        """Unload all."""
+        for id_ in self._registered:
+            await self.unload(id_)
+
+    def _find(self, id_: str) -> _Registered:
+        try:
+            return self._registered[id_]
+        except KeyError:
+            raise NotFound(
+                f"no checkpoint {id_[:64]!r} is registered", reason="CHECKPOINT_NOT_FOUND", field="checkpoint"
+            ) from None
+
+    async def _change(
+        self, kind: str, registered: _Registered, change: Callable[[_Registered], Coroutine[object, object, None]]
+    ) -> None:
+        task = registered.tasks.get(kind)
+        if task is None:
+            task = registered.tasks[kind] = asyncio.create_task(change(registered))
+
+            def finish(done: asyncio.Task[None]) -> None:
+                del registered.tasks[kind]
+                if not done.cancelled():
+                    done.exception()  # seen, also when every caller has gone away
+
+            task.add_done_callback(finish)
+        await asyncio.shield(task)
+
+    async def _load(self, registered: _Registered) -> None:
+        async with registered.changing:
+            if registered.loaded is not None:
+                return
+            registered.state, registered.error = checkpoint_pb2.CHECKPOINT_STATE_LOADING, ""
+            self._logger.info("loading checkpoint", checkpoint=registered.id)
+            try:
+                registered.loaded = await asyncio.get_running_loop().run_in_executor(
+                    self._executor, self._read, registered.id, registered.entry
+                )
+            except AuditError as error:
+                # What the libraries say may quote the path, which is the operator's business.
+                error = BrokenCheckpoint(
+                    str(error).replace(str(registered.entry.folder), registered.id),
+                    reason=error.reason,
+                    field="checkpoint",
+                )
+                registered.state, registered.error = checkpoint_pb2.CHECKPOINT_STATE_FAILED, str(error)
+                self._logger.error("checkpoint failed", checkpoint=registered.id, reason=error.reason, error=str(error))
+                raise error from None
+            registered.state = checkpoint_pb2.CHECKPOINT_STATE_READY
+            self._metrics.checkpoints_loaded.inc()
+            self._logger.info("checkpoint loaded", checkpoint=registered.id, digest=registered.loaded.checkpoint.digest)
+            self._on_change()
+
+    async def _unload(self, registered: _Registered) -> None:
+        async with registered.changing:
+            registered.state, registered.error = checkpoint_pb2.CHECKPOINT_STATE_UNLOADED, ""
+            loaded, registered.loaded = registered.loaded, None
+            if loaded is None:
+                return
+            self._metrics.checkpoints_loaded.dec()
+            self._on_change()
+            while registered.users:
+                await registered.idle.wait()
+            await asyncio.get_running_loop().run_in_executor(self._executor, loaded.batching.close)
+            del loaded
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self._logger.info("checkpoint unloaded", checkpoint=registered.id)
+
+    def _read(self, id_: str, entry: CheckpointEntry) -> LoadedCheckpoint:
+        """Runs in the loading thread."""
+        try:
+            loaded = load_checkpoint(entry.folder, name=id_, device=entry.device, dtype=getattr(torch, entry.dtype))
+            path = entry.calibration or entry.folder / "calibration.json"
+            own = entry.calibration is not None or path.exists()
+            calibration = Calibration.load(path) if own else default_calibration()
+        except AuditError:
+            raise
+        except Exception as error:  # a device that is not there, memory that is not enough
+            text = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise BrokenCheckpoint(text, reason="CHECKPOINT_DAMAGED", field="checkpoint") from error
+        lock = self._locks[str(loaded.device)]
+        guarded = replace(
+            loaded,
+            decode=_holding(lock, loaded.decode),
+            encode=_holding(lock, loaded.encode),
+            # Tokenizers do not bear several threads at once either.
+            encode_prompts=_holding(lock, loaded.encode_prompts),
+        )
+        batching = BatchingDenoiser(
+            loaded.denoiser,
+            max_rows=self._batch_rows,
+            max_wait=self._batch_wait_seconds,
+            lock=lock,
+            on_batch=lambda rows, seconds: self._metrics.observe_pass(id_, rows, seconds),
+        )
+        return LoadedCheckpoint(guarded, batching, calibration)
+
+
+def _holding(lock: threading.Lock, function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """The function, which holds a lock while it runs."""
+
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        with lock:
+            return function(*args, **kwargs)
+
+    return call

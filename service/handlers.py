@@ -1,0 +1,220 @@
+"""The services of proto/audit/v1. Errors are raised; `service.calls` turns them into statuses."""
+
+# ruff: noqa: N802 - the .proto files name the methods
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import grpc
+import structlog
+
+from audit.errors import InvalidInput
+from audit.model.sampling import SCHEDULERS
+from audit.report import basin_version, library_versions
+from audit.v1 import (
+    audit_pb2,
+    audit_pb2_grpc,
+    checkpoint_pb2,
+    checkpoint_pb2_grpc,
+    info_pb2,
+    info_pb2_grpc,
+    reference_pb2,
+    reference_pb2_grpc,
+    report_pb2,
+)
+from service.audits import Audits
+from service.calls import Context, code_of_cancellation
+from service.checkpoints import CheckpointRegistry
+from service.config import Settings
+from service.line import Line
+from service.log import fingerprint
+from service.metrics import Metrics
+from service.paging import page
+from service.references import ReferenceRegistry, check_search, search
+from service.status import code_of, within
+
+#: Searches worked on at once. They are short, and compete with audits for the same cores.
+CONCURRENT_SEARCHES = 2
+
+
+@dataclass
+class _Outcome:
+    """What an audit call came to."""
+
+    report: report_pb2.Report | None = None
+
+
+class AuditHandlers(audit_pb2_grpc.AuditServiceServicer):
+    """Audits.
+
+    Args:
+        audits: of the server.
+        metrics: of the server.
+    """
+
+    def __init__(self, audits: Audits, metrics: Metrics) -> None:
+        self._audits = audits
+        self._metrics = metrics
+
+    async def Audit(self, request: audit_pb2.AuditRequest, context: Context) -> audit_pb2.AuditResponse:
+        """Audit one prompt."""
+        with self._counted(request, context) as outcome:
+            with self._audits.watch(request, context.time_remaining()) as watch:
+                outcome.report = await watch.report()
+            return audit_pb2.AuditResponse(report=outcome.report)
+
+    # The generated type knows generators only. Writing to the context ends at once when the caller goes away, while a
+    # generator that was left at a yield keeps its audit until it is collected.
+    async def StreamAudit(  # type: ignore[override]
+        self, request: audit_pb2.StreamAuditRequest, context: Context
+    ) -> None:
+        """Audit one prompt, telling how far it is."""
+        with self._counted(request.audit, context) as outcome, within("audit"):
+            with self._audits.watch(request.audit, context.time_remaining()) as watch:
+                async for progress in watch.progress():
+                    await context.write(audit_pb2.StreamAuditResponse(progress=progress))
+                outcome.report = await watch.report()
+            await context.write(audit_pb2.StreamAuditResponse(report=outcome.report))
+
+    @contextmanager
+    def _counted(self, request: audit_pb2.AuditRequest, context: Context) -> Iterator[_Outcome]:
+        """Count the audit by what it comes to, and let the log know it."""
+        checkpoint, outcome = self._audits.checkpoint_of(request), _Outcome()
+        structlog.contextvars.bind_contextvars(checkpoint=checkpoint[:64], prompt_sha256=fingerprint(request.prompt))
+        try:
+            yield outcome
+        except asyncio.CancelledError:
+            self._metrics.count_audit(checkpoint, code_of_cancellation(context))
+            raise
+        except Exception as error:
+            self._metrics.count_audit(checkpoint, code_of(error))
+            raise
+        assert outcome.report is not None
+        verdict = report_pb2.Verdict.Name(outcome.report.verdict)
+        structlog.contextvars.bind_contextvars(verdict=verdict, evaluations=outcome.report.cost.evaluations)
+        self._metrics.count_audit(checkpoint, grpc.StatusCode.OK, verdict)
+
+
+class CheckpointHandlers(checkpoint_pb2_grpc.CheckpointServiceServicer):
+    """Checkpoints.
+
+    Args:
+        checkpoints: of the server.
+    """
+
+    def __init__(self, checkpoints: CheckpointRegistry) -> None:
+        self._checkpoints = checkpoints
+
+    async def ListCheckpoints(
+        self, request: checkpoint_pb2.ListCheckpointsRequest, context: Context
+    ) -> checkpoint_pb2.ListCheckpointsResponse:
+        """List them, loaded or not."""
+        ids, token = page(self._checkpoints.ids, request.page_size, request.page_token)
+        return checkpoint_pb2.ListCheckpointsResponse(
+            checkpoints=[self._checkpoints.describe(id_) for id_ in ids], next_page_token=token
+        )
+
+    async def LoadCheckpoint(
+        self, request: checkpoint_pb2.LoadCheckpointRequest, context: Context
+    ) -> checkpoint_pb2.LoadCheckpointResponse:
+        """Load one."""
+        _require(request.checkpoint, "checkpoint")
+        await self._checkpoints.load(request.checkpoint)
+        return checkpoint_pb2.LoadCheckpointResponse(checkpoint=self._checkpoints.describe(request.checkpoint))
+
+    async def UnloadCheckpoint(
+        self, request: checkpoint_pb2.UnloadCheckpointRequest, context: Context
+    ) -> checkpoint_pb2.UnloadCheckpointResponse:
+        """Unload one."""
+        _require(request.checkpoint, "checkpoint")
+        await self._checkpoints.unload(request.checkpoint)
+        return checkpoint_pb2.UnloadCheckpointResponse(checkpoint=self._checkpoints.describe(request.checkpoint))
+
+
+class ReferenceHandlers(reference_pb2_grpc.ReferenceServiceServicer):
+    """Reference sets.
+
+    Args:
+        references: of the server.
+        settings: of the server.
+    """
+
+    def __init__(self, references: ReferenceRegistry, settings: Settings) -> None:
+        self._references = references
+        self._image_bytes = settings.limits.image_bytes
+        self._line = Line(CONCURRENT_SEARCHES, settings.queue, "searches", "SEARCHES_FULL")
+        self._executor = ThreadPoolExecutor(CONCURRENT_SEARCHES, thread_name_prefix="basin-search")
+
+    async def ListReferences(
+        self, request: reference_pb2.ListReferencesRequest, context: Context
+    ) -> reference_pb2.ListReferencesResponse:
+        """List those that are loaded."""
+        names, token = page(self._references.names, request.page_size, request.page_token)
+        return reference_pb2.ListReferencesResponse(
+            references=[self._references.describe(name) for name in names], next_page_token=token
+        )
+
+    async def SearchReference(
+        self, request: reference_pb2.SearchReferenceRequest, context: Context
+    ) -> reference_pb2.SearchReferenceResponse:
+        """Find the images nearest to one."""
+        _require(request.reference, "reference")
+        check_search(request, self._image_bytes)
+        reference = self._references.get(request.reference)
+        ticket = self._line.enter()
+        try:
+            await ticket.called.wait()
+            return await asyncio.get_running_loop().run_in_executor(self._executor, search, reference, request)
+        finally:
+            self._line.leave(ticket)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._executor.shutdown()
+
+
+class InfoHandlers(info_pb2_grpc.InfoServiceServicer):
+    """What the server is.
+
+    Args:
+        settings: of the server.
+        checkpoints: of the server.
+        references: of the server.
+    """
+
+    def __init__(self, settings: Settings, checkpoints: CheckpointRegistry, references: ReferenceRegistry) -> None:
+        self._settings = settings
+        self._checkpoints = checkpoints
+        self._references = references
+
+    async def GetInfo(self, request: info_pb2.GetInfoRequest, context: Context) -> info_pb2.GetInfoResponse:
+        """Versions, limits, what is registered."""
+        limits = self._settings.limits
+        return info_pb2.GetInfoResponse(
+            version=basin_version(),
+            libraries=library_versions(),
+            limits=info_pb2.Limits(
+                prompt_characters=limits.prompt_characters,
+                seeds=limits.seeds,
+                steps=limits.steps,
+                image_side=limits.image_side,
+                queue=self._settings.queue,
+                concurrent_audits=self._settings.concurrent_audits,
+                image_bytes=limits.image_bytes,
+                evaluations=limits.evaluations,
+                pixels=limits.pixels,
+            ),
+            schedulers=list(SCHEDULERS),
+            checkpoints=[self._checkpoints.describe(id_) for id_ in self._checkpoints.ids],
+            references=[self._references.describe(name) for name in self._references.names],
+        )
+
+
+def _require(value: str, field: str) -> None:
+    if not value:
+        raise InvalidInput(f"{field} is empty", reason=f"{field.upper()}_REQUIRED", field=field)

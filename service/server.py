@@ -1,0 +1,300 @@
+"""The gRPC server: puts the parts together, starts them, and takes them down again without losing an audit."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import diffusers
+import grpc
+import torch
+import transformers
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from audit.errors import AuditError
+from audit.v1 import (
+    audit_pb2,
+    audit_pb2_grpc,
+    checkpoint_pb2,
+    checkpoint_pb2_grpc,
+    info_pb2,
+    info_pb2_grpc,
+    reference_pb2,
+    reference_pb2_grpc,
+)
+from service.audits import Audits
+from service.calls import Calls
+from service.checkpoints import CheckpointRegistry, DeviceLocks
+from service.config import ConfigError, Settings
+from service.handlers import AuditHandlers, CheckpointHandlers, InfoHandlers, ReferenceHandlers
+from service.log import Logger, make_logger
+from service.metrics import Metrics, MetricsServer
+from service.references import ReferenceRegistry
+
+SERVICES = tuple(
+    module.DESCRIPTOR.services_by_name[name].full_name
+    for module, name in (
+        (audit_pb2, "AuditService"),
+        (checkpoint_pb2, "CheckpointService"),
+        (reference_pb2, "ReferenceService"),
+        (info_pb2, "InfoService"),
+    )
+)
+#: Health services of our own. Liveness is there while the process lives; readiness, like "", while it can do its work.
+LIVENESS, READINESS = "liveness", "readiness"
+
+MAX_REPLY = 64 * 2**20
+#: Answers that are ready when the server stops have this long to reach their callers.
+FLUSH_SECONDS = 1.0
+
+
+class Server:
+    """One server, on the event loop that starts it.
+
+    Args:
+        settings: all of them.
+        logger: where it logs.
+
+    Attributes:
+        address: HOST:PORT as bound, once started.
+        metrics_address: HOST:PORT as bound; "" where there is none.
+    """
+
+    def __init__(self, settings: Settings, logger: Logger) -> None:
+        self._settings = settings
+        self._logger = logger
+        self.address = self.metrics_address = ""
+        self._metrics = Metrics(settings.all_checkpoints, settings.all_references)
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="basin-loader")
+        locks = DeviceLocks()
+        self._checkpoints = CheckpointRegistry(
+            settings.all_checkpoints,
+            executor=self._loader,
+            locks=locks,
+            metrics=self._metrics,
+            logger=logger,
+            batch_rows=settings.batch_rows,
+            batch_wait_seconds=settings.batch_wait_seconds,
+            on_change=self._refresh,
+        )
+        self._references = ReferenceRegistry(
+            settings.all_references, executor=self._loader, locks=locks, metrics=self._metrics, logger=logger
+        )
+        self._audits = Audits(settings, self._checkpoints, self._references, self._metrics, logger)
+        self._awaited = {id_ for id_, entry in settings.all_checkpoints.items() if entry.preload}
+        self._calls = Calls(logger)
+        self._search_handlers = ReferenceHandlers(self._references, settings)
+        self._health = health.aio.HealthServicer()
+        self._metrics_server: MetricsServer | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._grpc: grpc.aio.Server
+        #: Set when everything that is loaded at the start was tried.
+        self.settled = asyncio.Event()
+
+    @property
+    def ready(self) -> bool:
+        """Whether all that the operator asked for is there, and calls are accepted."""
+        return self._calls.accepting and not self._awaited and self._references.complete
+
+    async def start(self) -> None:
+        """Bind the ports, answer calls, and begin to load.
+
+        Raises:
+            ConfigError: a port cannot be bound.
+        """
+        if self._settings.threads:
+            torch.set_num_threads(self._settings.threads)
+        self._grpc = grpc.aio.server(
+            interceptors=[self._calls],
+            options=(
+                ("grpc.so_reuseport", 0),  # or a second server on the same port would take half of the calls
+                # An upload over the limit is refused by us, with a reason, unless it is far over it.
+                ("grpc.max_receive_message_length", 2 * self._settings.limits.image_bytes + 2**20),
+                ("grpc.max_send_message_length", MAX_REPLY),
+            ),
+        )
+        handlers = AuditHandlers(self._audits, self._metrics)
+        audit_pb2_grpc.add_AuditServiceServicer_to_server(handlers, self._grpc)
+        checkpoint_pb2_grpc.add_CheckpointServiceServicer_to_server(CheckpointHandlers(self._checkpoints), self._grpc)
+        reference_pb2_grpc.add_ReferenceServiceServicer_to_server(self._search_handlers, self._grpc)
+        info = InfoHandlers(self._settings, self._checkpoints, self._references)
+        info_pb2_grpc.add_InfoServiceServicer_to_server(info, self._grpc)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
+        await self._update_health()
+        try:
+            port = self._grpc.add_insecure_port(self._settings.listen)
+        except RuntimeError as error:
+            raise ConfigError(f"listen: {self._settings.listen} cannot be bound") from error
+        self.address = f"{self._settings.listen.rpartition(':')[0]}:{port}"
+        await self._grpc.start()
+        if self._settings.metrics:
+            try:
+                self._metrics_server = MetricsServer(self._metrics, self._settings.metrics)
+            except ConfigError:
+                await self._grpc.stop(None)
+                raise
+            self.metrics_address = self._metrics_server.address
+        self._logger.info("listening", address=self.address, metrics=self.metrics_address)
+        self._spawn(self._load())
+
+    async def drain(self, seconds: float) -> None:
+        """Accept no more calls and let those in flight finish; stop those that take longer."""
+        self._calls.accepting = False
+        self._refresh()
+        self._logger.info("draining", seconds=seconds)
+        await self._audits.drain(seconds)
+
+    async def stop(self) -> None:
+        """Take everything down, draining what is left without grace."""
+        await self.drain(0)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._calls.wait_idle(), FLUSH_SECONDS)
+        await self._grpc.stop(FLUSH_SECONDS)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._checkpoints.close()
+        self._audits.close()
+        self._search_handlers.close()
+        self._loader.shutdown()
+        if self._metrics_server is not None:
+            self._metrics_server.close()
+        self._logger.info("stopped")
+
+    async def _load(self) -> None:
+        await self._references.load()
+        self._refresh()
+        for id_ in sorted(self._awaited):
+            with contextlib.suppress(AuditError):  # it was logged, and the others can still be served
+                await self._checkpoints.load(id_)
+        self.settled.set()
+        self._logger.info("ready" if self.ready else "not ready", checkpoints_missing=sorted(self._awaited))
+
+    def _refresh(self) -> None:
+        """Something changed that health may depend on."""
+        self._awaited -= {id_ for id_ in self._awaited if self._checkpoints.is_loaded(id_)}
+        self._spawn(self._update_health())
+
+    async def _update_health(self) -> None:
+        serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+        audits, *others = SERVICES
+        await self._health.set(LIVENESS, serving)
+        for name in ("", READINESS, audits):
+            await self._health.set(name, serving if self.ready else not_serving)
+        for name in others:
+            await self._health.set(name, serving if self._calls.accepting else not_serving)
+
+    def _spawn(self, coroutine: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Audits in flight may then finish within the grace period; a second signal stops them.
+
+    Raises:
+        ConfigError: a port cannot be bound.
+    """
+    logger = make_logger(settings.log_level, settings.log_format)
+    transformers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.disable_progress_bar()
+    asked, insisted, loop = asyncio.Event(), asyncio.Event(), asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        (insisted if asked.is_set() else asked).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    server = Server(settings, logger)
+    await server.start()
+    await asked.wait()
+    draining = asyncio.create_task(server.drain(settings.grace_seconds))
+    impatience = asyncio.create_task(insisted.wait())
+    await asyncio.wait((draining, impatience), return_when=asyncio.FIRST_COMPLETED)
+    draining.cancel()
+    impatience.cancel()
+    await server.stop()
+
+
+class RunningServer:
+    """A server in this process, on an event loop and a thread of its own. Made by `start_server`.
+
+    Attributes:
+        address: HOST:PORT of gRPC.
+        metrics_address: HOST:PORT of /metrics; "" where there is none.
+    """
+
+    def __init__(self, settings: Settings, logger: Logger) -> None:
+        self._bound: Future[tuple[str, str]] = Future()
+        self._settled = threading.Event()
+        self._settings = settings
+        self._logger = logger
+        self._grace = 0.0
+        self._loop: asyncio.AbstractEventLoop
+        self._stopping: asyncio.Event
+        self._server: Server
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), name="basin-server", daemon=True)
+        self._thread.start()
+        self.address, self.metrics_address = self._bound.result()
+
+    def wait_ready(self, timeout: float | None = None) -> bool:
+        """Wait for what is loaded at the start; False when some of it could not be loaded, or not in time."""
+        return self._settled.wait(timeout) and self._server.ready
+
+    def stop(self, grace: float = 0.0) -> None:
+        """Take the server down; audits in flight have `grace` seconds to finish."""
+        if self._thread.is_alive():
+            self._grace = grace
+            with contextlib.suppress(RuntimeError):  # the loop has just ended by itself
+                self._loop.call_soon_threadsafe(self._stopping.set)
+        self._thread.join()
+
+    def __enter__(self) -> RunningServer:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    async def _main(self) -> None:
+        self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
+        try:
+            self._server = Server(self._settings, self._logger)
+            await self._server.start()
+        except BaseException as error:
+            self._bound.set_exception(error)
+            return
+        self._bound.set_result((self._server.address, self._server.metrics_address))
+        settling = asyncio.create_task(self._settle())
+        try:
+            await self._stopping.wait()
+            await self._server.drain(self._grace)
+            await self._server.stop()
+        finally:
+            settling.cancel()
+            self._settled.set()
+
+    async def _settle(self) -> None:
+        await self._server.settled.wait()
+        self._settled.set()
+
+
+def start_server(settings: Settings, logger: Logger | None = None) -> RunningServer:
+    """Start a server in the background of this process; returns when its ports are bound.
+
+    Args:
+        settings: all of them; port 0 takes a free one.
+        logger: where it logs; warnings to standard error when None.
+
+    Raises:
+        ConfigError: a port cannot be bound.
+    """
+    return RunningServer(settings, logger or make_logger("warning", settings.log_format))

@@ -1,0 +1,121 @@
+"""Errors on the wire: a canonical code and the details of AIP-193.
+
+    InvalidInput                          INVALID_ARGUMENT      BadRequest names the field
+    NotFound                              NOT_FOUND
+    BrokenCheckpoint, BrokenReference     FAILED_PRECONDITION
+    NotLoaded                             FAILED_PRECONDITION
+    QueueFull                             RESOURCE_EXHAUSTED    RetryInfo
+    NotReady, ShuttingDown                UNAVAILABLE           RetryInfo
+    Stopped                               CANCELLED, or DEADLINE_EXCEEDED where that is its reason
+    anything else                         INTERNAL              a generic text; the log has the rest
+
+Every status carries ErrorInfo (reason, domain "basin") and RequestInfo (the id under which the log knows the call).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+
+from audit.errors import AuditError, BrokenCheckpoint, BrokenReference, InvalidInput, NotFound, Stopped
+
+DOMAIN = "basin"
+DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
+#: Trailers hold little more than this many bytes, and a message may quote what the caller sent.
+MAX_MESSAGE = 500
+
+
+class NotLoaded(AuditError):
+    """A registered checkpoint is not in memory."""
+
+
+class _Later(AuditError):
+    """The same request may succeed later.
+
+    Attributes:
+        retry_seconds: when to try again.
+    """
+
+    def __init__(self, message: str, *, reason: str, field: str = "", retry_seconds: float) -> None:
+        super().__init__(message, reason=reason, field=field)
+        self.retry_seconds = retry_seconds
+
+
+class QueueFull(_Later):
+    """As many requests wait as may."""
+
+
+class NotReady(_Later):
+    """What the request needs is still being loaded."""
+
+
+class ShuttingDown(_Later):
+    """The server takes no new calls."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down", reason="SHUTTING_DOWN", retry_seconds=1.0)
+
+
+CODES: tuple[tuple[type[AuditError], grpc.StatusCode], ...] = (
+    (InvalidInput, grpc.StatusCode.INVALID_ARGUMENT),
+    (NotFound, grpc.StatusCode.NOT_FOUND),
+    (BrokenCheckpoint, grpc.StatusCode.FAILED_PRECONDITION),
+    (BrokenReference, grpc.StatusCode.FAILED_PRECONDITION),
+    (NotLoaded, grpc.StatusCode.FAILED_PRECONDITION),
+    (QueueFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (NotReady, grpc.StatusCode.UNAVAILABLE),
+    (ShuttingDown, grpc.StatusCode.UNAVAILABLE),
+)
+
+
+def code_of(error: BaseException) -> grpc.StatusCode:
+    """The canonical code of an error."""
+    if isinstance(error, Stopped):
+        late = error.reason == DEADLINE_EXCEEDED
+        return grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+    return next((code for kind, code in CODES if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
+
+
+def to_status(error: BaseException, request_id: str) -> status_pb2.Status:
+    """An error as google.rpc.Status."""
+    code = code_of(error)
+    known = isinstance(error, AuditError) and code is not grpc.StatusCode.INTERNAL
+    message = _shorten(str(error)) if known else "an internal error; the server's log has it under the request's id"
+    reason = error.reason if isinstance(error, AuditError) and known else "INTERNAL"
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN)]
+    if isinstance(error, InvalidInput) and error.field:
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=error.field, description=message, reason=error.reason
+        )
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if isinstance(error, _Later):
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromMilliseconds(round(error.retry_seconds * 1000))
+        details.append(retry)
+    details.append(error_details_pb2.RequestInfo(request_id=request_id))
+    status = status_pb2.Status(code=code.value[0], message=message)
+    for detail in details:
+        packed = AnyMessage()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return status
+
+
+@contextmanager
+def within(field: str) -> Iterator[None]:
+    """Errors in here are about a message inside `field` of the request: their fields say so."""
+    try:
+        yield
+    except InvalidInput as error:
+        if not error.field:
+            raise
+        raise InvalidInput(str(error), reason=error.reason, field=f"{field}.{error.field}") from error
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= MAX_MESSAGE else f"{text[: MAX_MESSAGE - 1]}…"
