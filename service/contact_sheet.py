@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from audit.errors import InvalidInput
 from audit.v1 import report_pb2
+from service.reports import confidence
 
 WIDTH = 1120
 MARGIN = 24
@@ -127,7 +128,7 @@ def _header(report: report_pb2.Report) -> Image.Image:
     lines = _wrap(f"“{report.prompt}”", _font(22), WIDTH - 190, 2)
     subject, copies = report.subject, report.copies
     facts = [
-        f"{report.confidence:.0%} sure" + ("" if report.decided else ": no more than the best guess"),
+        confidence(report),
         f"checkpoint {subject.checkpoint}, {_sampler(subject.sampler)}",
     ]
     if subject.reference:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from audit.errors import AuditError
-from service.cli import audits, references, training
+from service.cli import audits, demonstration, references, serving, training
 from service.cli.console import FAILED, print_error, quiet_libraries
 
 app = typer.Typer(
@@ -18,7 +18,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("audit")(audits.audit)
+app.command()(demonstration.demo)
+app.command()(serving.serve)
+app.command()(audits.audit)
 app.add_typer(references.app, name="reference")
 app.add_typer(training.app, name="train")
 

@@ -142,7 +142,7 @@ def audit(
                     continue
                 reports.append(result)
                 if output is Format.JSON:
-                    from service.report_json import report_to_json, without_images
+                    from service.reports import report_to_json, without_images
 
                     print(report_to_json(without_images(result)), flush=True)
     finally:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from audit.v1 import report_pb2
 from service.cli.console import MARKS
+from service.reports import confidence
 
 #: Reasons are printed below the table for so many prompts at most.
 MAX_EXPLAINED = 5
@@ -52,9 +52,16 @@ def print_reports(
     console.print(table)
     if explain and len(reports) <= MAX_EXPLAINED:
         for report in reports:
-            console.print(f"[bold]{escape(report.prompt)}[/bold]")
-            for reason in report.reasons:
-                console.print(f"  · {escape(reason)}")
+            console.print(Text(report.prompt, style="bold"))
+            print_reasons(console, report)
+
+
+def print_reasons(console: Console, report: report_pb2.Report) -> None:
+    """Print why, a sentence a line."""
+    lines = Table.grid(padding=(0, 1, 0, 1))
+    for reason in report.reasons:
+        lines.add_row("·", Text(reason))
+    console.print(lines)
 
 
 def mark(name: str) -> Text:
@@ -64,8 +71,8 @@ def mark(name: str) -> Text:
 
 
 def _verdict(report: report_pb2.Report) -> Text:
-    sure = f"\n{report.confidence:.0%} sure" + ("" if report.decided else " (a guess)")
-    return mark(report_pb2.Verdict.Name(report.verdict)).append(sure, style="default" if report.decided else "dim")
+    style = "default" if report.decided else "dim"
+    return mark(report_pb2.Verdict.Name(report.verdict)).append(f"\n{confidence(report)}", style=style)
 
 
 def _interval(interval: report_pb2.Interval) -> Text:

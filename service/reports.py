@@ -1,4 +1,4 @@
-"""Reports as JSON. Kept apart from `service.wire` so that a client need not wait for torch to load."""
+"""What clients do with reports. Kept apart from `service.wire` so that they need not wait for torch to load."""
 
 from __future__ import annotations
 
@@ -31,3 +31,9 @@ def without_images(report: report_pb2.Report) -> report_pb2.Report:
         if mode.HasField("nearest_reference"):
             mode.nearest_reference.ClearField("image")
     return copy
+
+
+def confidence(report: report_pb2.Report) -> str:
+    """The confidence in words for people: in percent, never quite certain, and a guess called a guess."""
+    percent = ">99%" if report.confidence >= 0.995 else f"{report.confidence:.0%}"
+    return f"{percent} sure" if report.decided else f"{percent} sure (a guess)"
