@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -39,12 +40,13 @@ def load(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> C
     files = [file for part in parts.values() for file in (*weight_files(part), part / "config.json")]
     scheduler_config = read_json(folder / "scheduler" / "scheduler_config.json")
     files.append(folder / "scheduler" / "scheduler_config.json")
+    if not (folder / "tokenizer").is_dir():
+        raise BrokenCheckpoint("tokenizer is missing", reason="CHECKPOINT_INCOMPLETE", field="checkpoint")
     files += [file for file in (folder / "tokenizer").iterdir() if file.is_file()]
 
-    options = {"use_safetensors": True, "local_files_only": True}
-    unet = UNet2DConditionModel.from_pretrained(parts["unet"], torch_dtype=dtype, **options)
-    vae = AutoencoderKL.from_pretrained(parts["vae"], torch_dtype=dtype, **options)
-    text_encoder = CLIPTextModel.from_pretrained(parts["text_encoder"], dtype=dtype, **options)
+    unet = _load_network(UNet2DConditionModel, parts["unet"], torch_dtype=dtype)
+    vae = _load_network(AutoencoderKL, parts["vae"], torch_dtype=dtype)
+    text_encoder = _load_network(CLIPTextModel, parts["text_encoder"], dtype=dtype)
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     networks = (unet, vae, text_encoder)
     for network in networks:
@@ -62,21 +64,31 @@ def load(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> C
             reason="CHECKPOINT_SCHEDULER_UNSUPPORTED",
             field="checkpoint",
         )
+    channels = {unet.config.in_channels, unet.config.out_channels, vae.config.latent_channels}
+    if len(channels) > 1 or unet.config.time_cond_proj_dim is not None:
+        # A UNet that is also told of a mask, of its own variance or of the guidance is another kind of model.
+        raise BrokenCheckpoint(
+            "the UNet does not predict the autoencoder's latents from these and a prompt alone",
+            reason="CHECKPOINT_FAMILY_UNSUPPORTED",
+            field="checkpoint",
+        )
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    side = unet.config.sample_size * factor
+    size = unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    limit = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
     scale, shift = vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
 
     @torch.inference_mode()
     def encode_prompts(prompts: Sequence[str]) -> Condition:
-        tokens = tokenizer(list(prompts), padding="max_length", truncation=False, return_tensors="pt").input_ids
-        limit = tokenizer.model_max_length
-        if tokens.shape[1] > limit:
+        tokens = tokenizer(list(prompts), padding="max_length", max_length=limit, truncation=False).input_ids
+        longest = max(map(len, tokens))
+        if longest > limit:
             raise InvalidInput(
-                f"the prompt has {tokens.shape[1] - 2} tokens, the checkpoint reads {limit - 2}",
+                f"the prompt has {longest - 2} tokens, the checkpoint reads {limit - 2}",
                 reason="PROMPT_TOO_LONG",
                 field="prompt",
             )
-        return {"text": text_encoder(tokens.to(device)).last_hidden_state}
+        return {"text": text_encoder(torch.tensor(tokens, device=device)).last_hidden_state}
 
     @torch.inference_mode()
     def decode(latents: Tensor) -> Tensor:
@@ -94,7 +106,7 @@ def load(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> C
         family="StableDiffusionPipeline",
         denoiser=UNetDenoiser(unet, Schedule.from_alphas_cumprod(scheduler.alphas_cumprod), prediction_type),
         scheduler_config={"_class_name": scheduler.__class__.__name__, **dict(scheduler.config)},
-        defaults=SamplerSettings(height=side, width=side),
+        defaults=SamplerSettings(height=height * factor, width=width * factor),
         size_factor=factor,
         latent_channels=unet.config.in_channels,
         image_channels=vae.config.out_channels,
@@ -105,3 +117,17 @@ def load(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> C
         encode=encode,
         parameters=sum(weight.numel() for network in networks for weight in network.parameters()),
     )
+
+
+def _load_network(kind: Any, folder: Path, **precision: torch.dtype) -> Any:
+    """A network whose every weight is in the folder: the libraries would draw missing ones at random."""
+    network, found = kind.from_pretrained(
+        folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **precision
+    )
+    if missing := sorted(found["missing_keys"]):
+        raise BrokenCheckpoint(
+            f"{folder.name} lacks {len(missing)} weights, {missing[0]} among them",
+            reason="CHECKPOINT_INCOMPLETE",
+            field="checkpoint",
+        )
+    return network
