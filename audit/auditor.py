@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 import numpy as np
 import torch
 
-from audit.errors import InvalidInput
+from audit.errors import BrokenCheckpoint, InvalidInput
 from audit.evidence.curvature import CurvatureSettings, measure_curvature
 from audit.evidence.neighbors import NeighborFinder, Neighbors
 from audit.evidence.stability import measure_stability
@@ -30,6 +30,8 @@ MAX_SEEDS = 1024
 MAX_SEED = 2**62
 MAX_IMAGE_SIDE = 2048
 MAX_DEFINITION_SAMPLES = 100_000
+#: Latent dimensions up to which the dense Jacobian is taken: half a gigabyte of float64.
+MAX_DENSE_DIMENSION = 8192
 #: Most seeds that one group draws side by side.
 GROUP = 64
 
@@ -64,6 +66,17 @@ class Budget:
                     reason=f"{name.upper()}_OUT_OF_RANGE",
                     field=f"budget.{name}",
                 )
+        for name in ("samples", "probes", "steps"):
+            if getattr(self.curvature, name) < 1:
+                raise InvalidInput(
+                    f"curvature needs at least one of its {name}", reason="CURVATURE_EMPTY", field="budget.curvature"
+                )
+        if not self.curvature.noise_levels or not all(0 < level <= 1 for level in self.curvature.noise_levels):
+            raise InvalidInput(
+                f"noise levels of curvature are in (0, 1], not {self.curvature.noise_levels}",
+                reason="NOISE_LEVELS_OUT_OF_RANGE",
+                field="budget.curvature",
+            )
         if self.curvature.method not in ("lanczos", "dense", "off"):
             raise InvalidInput(
                 f"curvature must be lanczos, dense or off, not {self.curvature.method!r}",
@@ -131,11 +144,13 @@ class Auditor:
                 field="sampler.steps",
             )
         try:
-            self.timesteps(settings)
-        except (ValueError, IndexError) as error:  # how a scheduler says that it needs more steps
+            possible = max(self.timesteps(settings)) < len(self.checkpoint.denoiser.schedule)
+        except (ValueError, IndexError):  # how a scheduler says that it needs more steps
+            possible = False
+        if not possible:
             raise InvalidInput(
                 f"the scheduler cannot make {settings.steps} steps", reason="STEPS_OUT_OF_RANGE", field="sampler.steps"
-            ) from error
+            )
         return settings
 
     def timesteps(self, sampler: SamplerSettings) -> list[float]:
@@ -148,7 +163,7 @@ class Auditor:
         """The condition of a prompt, one row.
 
         Raises:
-            InvalidInput: the prompt is longer than the checkpoint reads; the error names `field`.
+            InvalidInput: the prompt is longer than the checkpoint reads, or no text; the error names `field`.
         """
         try:
             if len(prompt) > MAX_PROMPT_CHARACTERS:  # before the tokenizer has to read it
@@ -157,6 +172,8 @@ class Auditor:
                     reason="PROMPT_TOO_LONG",
                     field=field,
                 )
+            if any("\ud800" <= character <= "\udfff" for character in prompt):
+                raise InvalidInput("the prompt is no valid Unicode text", reason="PROMPT_NOT_TEXT", field=field)
             return self.checkpoint.encode_prompts([prompt])
         except InvalidInput as error:
             error.field = field
@@ -166,7 +183,7 @@ class Auditor:
         """The condition of a prompt to be audited.
 
         Raises:
-            InvalidInput: the prompt is empty, or longer than the checkpoint reads.
+            InvalidInput: the prompt is empty, longer than the checkpoint reads, or no text.
         """
         if not prompt.strip():
             raise InvalidInput("the prompt is empty", reason="PROMPT_EMPTY", field="prompt")
@@ -198,12 +215,20 @@ class Auditor:
 
         Raises:
             InvalidInput: the prompt or a setting is impossible.
+            BrokenCheckpoint: the checkpoint gives no finite numbers.
             Stopped: `check` said so.
         """
         sampler = sampler or self.resolve_sampler()
         budget = budget or Budget()
         checkpoint, spent = self.checkpoint, _Stopwatch()
         planned = self.planned_evaluations(sampler, budget)
+        dimension = math.prod(checkpoint.latent_shape(sampler))
+        if budget.curvature.method == "dense" and dimension > MAX_DENSE_DIMENSION:
+            raise InvalidInput(
+                f"latents of {dimension} dimensions are too large for dense curvature, at most {MAX_DENSE_DIMENSION}",
+                reason="CURVATURE_TOO_LARGE",
+                field="budget.curvature",
+            )
         stage = "sampling"
 
         def tell(entered: str) -> None:
@@ -241,6 +266,7 @@ class Auditor:
         tell("comparing")
         with spent.stage("decoding"):
             images = torch.cat([checkpoint.decode(part).cpu() for part in samples.latents.split(GROUP)])
+        _require_finite(bool(samples.latents.isfinite().all() and images.isfinite().all()), "images")
         check()
         with spent.stage("searching"):
             neighbors = None if self._finder is None else self._finder.find(images)
@@ -254,6 +280,7 @@ class Auditor:
             curvature = measure_curvature(
                 meter, samples.latents, condition, empty, budget.curvature, seed=budget.first_seed
             )
+        _require_finite(all(math.isfinite(level.prompt.trace) for level in curvature), "curvature")
 
         tell("concluding")
         with spent.stage("concluding"):
@@ -325,6 +352,15 @@ class Auditor:
             complete=self.reference.complete,
             captions={i: self.reference.captions[i] for i in near},
             images={i: np.asarray(self.reference.images[i]) for i in near} if include_images else {},
+        )
+
+
+def _require_finite(finite: bool, what: str) -> None:
+    """NaN compares as far from everything: it would pass for something new."""
+    if not finite:
+        raise BrokenCheckpoint(
+            f"the checkpoint gives {what} that are not finite under these settings; try another precision",
+            reason="SAMPLES_NOT_FINITE",
         )
 
 
