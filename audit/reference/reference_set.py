@@ -27,6 +27,8 @@ from audit.reference.clip import LOCAL, ClipEmbedder
 from audit.reference.images import in_chunks, pixel_vectors, read_images, to_float
 
 FORMAT = 1
+#: Files of a set beside its description.
+ARRAYS = {"images.npz", "clip.npy"}
 
 
 class ReferenceSet:
@@ -111,7 +113,12 @@ class ReferenceSet:
         Raises:
             InvalidInput: something else is already there.
         """
-        if folder.exists() and not (folder / "reference.json").exists() and any(folder.iterdir()):
+        # Another set, also one that was cut short while it was written, is replaced; anything else is left alone.
+        free = not folder.exists() or (
+            folder.is_dir()
+            and ((folder / "reference.json").exists() or {path.name for path in folder.iterdir()} <= ARRAYS)
+        )
+        if not free:
             raise InvalidInput(f"{folder} exists and is no reference set", reason="FOLDER_IN_USE", field="out")
         folder.mkdir(parents=True, exist_ok=True)
         # The description goes last: a folder that was cut short has none, and is no reference set.
@@ -126,10 +133,8 @@ class ReferenceSet:
         }
         if self.embedder is not None and self._embeddings is not None:
             np.save(folder / "clip.npy", self._embeddings)
-            model = self.embedder.model_name
-            if model.startswith(LOCAL):
-                # Relative, so that the two folders can move together.
-                model = LOCAL + os.path.relpath(model.removeprefix(LOCAL), folder)
+            # Relative, so that the two folders can move together.
+            model = _with_path(self.embedder.model_name, lambda path: os.path.relpath(path, folder))
             description["clip"] = {"model": model, "digest": self.embedder.digest}
         (folder / "reference.json").write_text(json.dumps(description, indent=2) + "\n")
 
@@ -150,15 +155,14 @@ class ReferenceSet:
             images, captions = read_images(folder / "images.npz")
             embedder = embeddings = None
             if "clip" in description:
-                model = description["clip"]["model"]
-                if model.startswith(LOCAL):
-                    model = LOCAL + os.path.normpath(folder / model.removeprefix(LOCAL))
+                model = _with_path(description["clip"]["model"], lambda path: os.path.normpath(folder / path))
                 embedder = ClipEmbedder(model)
                 if embedder.digest != description["clip"]["digest"]:
                     raise ValueError("its CLIP model has other weights than the ones it was built with")
                 embeddings = np.load(folder / "clip.npy", allow_pickle=False)
-                if embeddings.ndim != 2 or len(embeddings) != len(images):
-                    raise ValueError("clip.npy does not match images.npz")
+                width = embedder(to_float(images[:1])).shape[1]
+                if embeddings.dtype != np.float16 or embeddings.shape != (len(images), width):
+                    raise ValueError("clip.npy does not match images.npz and the CLIP model")
             loaded = cls(
                 description["name"],
                 images,
@@ -170,7 +174,7 @@ class ReferenceSet:
             if loaded.digest != description["digest"]:
                 raise ValueError("images.npz has changed since it was built")
             return loaded
-        except (KeyError, TypeError, ValueError, OSError, InvalidInput) as error:
+        except (AttributeError, EOFError, KeyError, TypeError, ValueError, OSError, InvalidInput, NotFound) as error:
             raise BrokenReference(
                 f"the reference set {folder.name} cannot be read: {error}",
                 reason="REFERENCE_DAMAGED",
@@ -199,3 +203,11 @@ class ReferenceSet:
             return None
         similarities, indices = self._clip.search(self.embedder(images).numpy(), min(k, len(self)))
         return similarities, indices
+
+
+def _with_path(model: str, change: Callable[[str], str]) -> str:
+    """The name of a CLIP model with another path to its files."""
+    if model.startswith(LOCAL):
+        return LOCAL + change(model.removeprefix(LOCAL))
+    name, _, path = model.partition("@")
+    return f"{name}@{change(path)}"
