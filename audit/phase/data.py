@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,10 +42,13 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     Raises:
         ValueError: the file is not an IDX file of unsigned bytes, or is cut short.
     """
-    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    if len(raw) < 4 or raw[:3] != b"\x00\x00\x08":
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path.name} is not a whole gzip file") from error
+    header = 4 + 4 * raw[3] if len(raw) > 3 else 4
+    if len(raw) < header or raw[:3] != b"\x00\x00\x08":
         raise ValueError(f"{path.name} is not an IDX file of unsigned bytes")
-    header = 4 + 4 * raw[3]
     shape = np.frombuffer(raw[4:header], dtype=">u4").astype(np.int64)
     if len(raw) - header != shape.prod():
         raise ValueError(f"{path.name} holds {len(raw) - header} values, its header promises {shape.prod()}")
@@ -60,6 +64,7 @@ def load_fashion_mnist(folder: Path | None = None) -> LabeledImages:
 
     Raises:
         FileNotFoundError: no folder holds both files.
+        ValueError: they are damaged or of another data set.
     """
     for candidate in FASHION_MNIST_FOLDERS if folder is None else (folder,):
         found = [
@@ -67,8 +72,10 @@ def load_fashion_mnist(folder: Path | None = None) -> LabeledImages:
             for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
         ]
         if found[0] and found[1]:
-            images = np.pad(read_idx(found[0]), ((0, 0), (2, 2), (2, 2)))
-            return LabeledImages(images, read_idx(found[1]).astype(np.int64))
+            images, labels = read_idx(found[0]), read_idx(found[1]).astype(np.int64)
+            if images.shape != (len(labels), 28, 28):
+                raise ValueError(f"{found[0].name} and {found[1].name} are not those of Fashion-MNIST")
+            return LabeledImages(np.pad(images, ((0, 0), (2, 2), (2, 2))), labels)
     searched = ", ".join(str(f) for f in (FASHION_MNIST_FOLDERS if folder is None else (folder,)))
     raise FileNotFoundError(
         f"Fashion-MNIST not found in {searched}; install Debian's package dataset-fashion-mnist "
