@@ -117,6 +117,9 @@ def decide(
     concentration = estimator.concentration * (1.0 if fits else 0.25)
     rng = np.random.default_rng(0)
     returning = rng.beta(concentration * recurrence + 1e-3, concentration * (1 - recurrence) + 1e-3, _DRAWS)
+    # A state of probability p is met again among N samples with probability 1 − (1 − p)^(N−1) ≈ 1 − exp(−pN): the share
+    # that does not recur at another N is raised to the power of the ratio of the two.
+    returning = 1 - (1 - returning) ** (definition_samples / calibration.definition_samples)
     copied = np.zeros(_DRAWS)
     if neighbors is not None:
         copied = rng.beta(copies + 0.5, n - copies + 0.5, _DRAWS)
@@ -127,8 +130,6 @@ def decide(
     fractions = np.stack(
         [copied + rest * returning * hidden, rest * returning * (1 - hidden), rest * (1 - returning)], axis=1
     )
-    if definition_samples != calibration.definition_samples:
-        fractions = _at_another_size(fractions, definition_samples / calibration.definition_samples)
     winners = np.bincount(fractions.argmax(1), minlength=3) / _DRAWS
     tail = (1 - INTERVAL_LEVEL) / 2
     lower, upper = np.quantile(fractions, [tail, 1 - tail], axis=0)
@@ -155,18 +156,6 @@ def decide(
         delta_m=delta_m,
         delta_s=delta_s,
     )  # fmt: skip
-
-
-def _at_another_size(fractions: np.ndarray, ratio: float) -> np.ndarray:
-    """Carry fractions at the calibration's N over to another N.
-
-    A sample whose state has probability p recurs among N with probability 1 − (1 − p)^(N−1) ≈ 1 − exp(−pN): the share
-    that does not recur at N is raised to the power of the ratio of the sizes.
-    """
-    copied = fractions[:, :1]
-    rest = fractions[:, 1:].sum(1, keepdims=True)
-    alone = np.where(rest > 0, fractions[:, 2:] / np.maximum(rest, 1e-12), 0.0) ** ratio
-    return np.concatenate([copied, rest * (1 - alone), rest * alone], axis=1)
 
 
 def _reasons(

@@ -27,6 +27,8 @@ CLASSES = tuple(PhaseClass)
 
 #: N of the definition.
 DEFINITION_SAMPLES = 512
+#: Share of the distances that a peak holds at least: stragglers make no peak of their own.
+SMALLEST_PEAK = 0.01
 
 
 def classify_samples(
@@ -54,7 +56,8 @@ def find_valley(distances: ArrayLike) -> float:
     """The threshold between the two peaks of nearest distances near the transition.
 
     Distances are compared on a logarithmic scale, where the narrow peak of copies and the broad peak of new images
-    have comparable widths, smoothed by a Gaussian kernel whose width grows until exactly one valley is left.
+    have comparable widths, smoothed by a Gaussian kernel whose width grows until exactly one valley is left. Peaks of
+    less than `SMALLEST_PEAK` of the distances are none.
 
     Args:
         distances: positive, (n,).
@@ -66,12 +69,14 @@ def find_valley(distances: ArrayLike) -> float:
         ValueError: the distances have a single peak.
     """
     logs = np.log(np.maximum(np.asarray(distances, dtype=np.float64), 1e-6))
-    grid = np.linspace(logs.min(), logs.max(), 512)
-    for width in np.geomspace(0.02, 1.0, 40):
-        density = gaussian_kde(logs, bw_method=width)(grid)
-        valleys = argrelmin(density)[0]
-        if len(valleys) == 1:
-            return float(np.exp(grid[valleys[0]]))
-        if not len(valleys):
-            break
+    if np.ptp(logs) > 1e-9:
+        grid = np.linspace(logs.min(), logs.max(), 512)
+        below = np.searchsorted(np.sort(logs), grid) / len(logs)
+        for width in np.geomspace(0.02, 1.0, 40):
+            density = gaussian_kde(logs, bw_method=width)(grid)
+            valleys = [v for v in argrelmin(density)[0] if SMALLEST_PEAK <= below[v] <= 1 - SMALLEST_PEAK]
+            if len(valleys) == 1:
+                return float(np.exp(grid[valleys[0]]))
+            if not valleys:
+                break
     raise ValueError("the distances have one peak: there is no valley between copies and new images")
