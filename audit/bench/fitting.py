@@ -12,7 +12,6 @@ from scipy.special import betaln, expit
 
 from audit.auditor import Auditor, Budget
 from audit.bench.truth import Truth
-from audit.demo import default_calibration
 from audit.model.checkpoint import Checkpoint
 from audit.model.sampling import SamplerSettings
 from audit.progress import progress_bar
@@ -41,7 +40,8 @@ def fit_recurrence(
         samples: N.
     """
     x = np.asarray([[row[name] for name in names] for row in features])
-    center, spread = x.mean(0), np.maximum(x.std(0), 1e-9)
+    # A feature that does not vary here says nothing, and must not shout where it does.
+    center, spread = x.mean(0), np.where(x.std(0) > 1e-6, x.std(0), 1.0)
     z = (x - center) / spread
     # The truth itself is a count among N samples, half a sample away from certainty.
     count = np.clip(np.asarray(recurring) * samples, 0.5, samples - 0.5)
@@ -90,10 +90,18 @@ def fit_calibration(
         repeats: audits per prompt.
     """
     budget = budget or Budget()
-    provisional = default_calibration().model_copy(
-        update={"checkpoint_digest": checkpoint.digest, "sampler": sampler, "delta_m": truth.delta_m}
+    unfitted = RecurrenceEstimator(features=(), center=(), spread=(), weights=(), intercept=0.0, concentration=1.0)
+    provisional = Calibration(
+        checkpoint_digest=checkpoint.digest,
+        sampler=sampler,
+        definition_samples=budget.definition_samples,
+        delta_m=truth.delta_m,
+        delta_s=truth.delta_s,
+        with_curvature=unfitted,
+        without_curvature=unfitted,
+        typical={"trace": (0.0, 1.0)},
+        source="nothing yet",
     )
-    provisional = provisional.model_copy(update={"delta_s": truth.delta_s})
     auditor = Auditor(checkpoint, reference, provisional)
     rows = [row for row in truth.rows if row.split == "tuning"]
     features, recurring, generalizing = [], [], []
@@ -111,7 +119,6 @@ def fit_calibration(
     samples = budget.definition_samples
     return provisional.model_copy(
         update={
-            "definition_samples": samples,
             "with_curvature": fit_recurrence(features, recurring, WITH_CURVATURE, samples),
             "without_curvature": fit_recurrence(features, recurring, WITHOUT_CURVATURE, samples),
             "typical": {

@@ -74,11 +74,19 @@ class TruthRow:
 
 @dataclass(frozen=True)
 class Truth:
-    """The table, with the thresholds that made it."""
+    """The table, with the thresholds that made it.
+
+    Attributes:
+        rows: one per prompt.
+        delta_m: nearest reference distance up to which a sample is memorized.
+        delta_s: nearest sample distance up to which it recurs.
+        valleys: whether each of the two thresholds is the valley of its distances.
+    """
 
     rows: tuple[TruthRow, ...]
     delta_m: float
     delta_s: float
+    valleys: tuple[bool, bool]
 
 
 def split_of(index: int) -> str:
@@ -149,21 +157,20 @@ def tabulate(
     prompts: Sequence[str],
     sizes: Sequence[int],
     distances: Sequence[Distances],
-    thresholds: tuple[float, float] | None = None,
+    fallback: float,
 ) -> Truth:
-    """Apply the paper's rule.
+    """Apply the paper's rule, with thresholds at the valleys of the distances over the tuning split.
 
     Args:
         prompts: all captions.
         sizes: K of each.
         distances: of each.
-        thresholds: (δ_m, δ_s); the valleys over the tuning split when None.
+        fallback: the threshold where distances have a single peak: the ladder holds no transition, or the model was
+            trained too little.
     """
     tuning = [d for i, d in enumerate(distances) if split_of(i) == "tuning"]
-    delta_m, delta_s = thresholds or (
-        find_valley(np.concatenate([d.reference for d in tuning])),
-        find_valley(np.concatenate([d.sample for d in tuning])),
-    )
+    valleys = [_valley(np.concatenate([getattr(d, kind) for d in tuning])) for kind in ("reference", "sample")]
+    delta_m, delta_s = (fallback if valley is None else valley for valley in valleys)
     rows = []
     for index, (prompt, size, own) in enumerate(zip(prompts, sizes, distances, strict=True)):
         fractions = class_fractions(classify_samples(own.reference, own.sample, delta_m, delta_s))
@@ -182,7 +189,14 @@ def tabulate(
                 sample_distance=round(float(np.median(own.sample)), 3),
             )
         )
-    return Truth(tuple(rows), delta_m, delta_s)
+    return Truth(tuple(rows), delta_m, delta_s, (valleys[0] is not None, valleys[1] is not None))
+
+
+def _valley(distances: NDArray[np.float64]) -> float | None:
+    try:
+        return find_valley(distances)
+    except ValueError:
+        return None
 
 
 def save_truth(truth: Truth, file: Path) -> None:

@@ -76,9 +76,8 @@ generalizes under it. Words of a caption are drawn independently of K and captio
 
 Class fractions among {calibration.definition_samples} samples a prompt, by the paper's rule: memorized within
 δ_m = {calibration.delta_m:.2f} of a (reconstructed) training image, else spurious within
-δ_s = {calibration.delta_s:.2f} of another sample, else generalized. Both thresholds are the valleys of the nearest
-distances over the tuning half of the captions. A prompt has a dominant class when that holds {DOMINANCE:.0%} of its
-samples.
+δ_s = {calibration.delta_s:.2f} of another sample, else generalized. A prompt has a dominant class when that holds
+{DOMINANCE:.0%} of its samples. Thresholds and estimators are from {calibration.source}.
 
 {_rung_table(rows)}
 
@@ -131,7 +130,7 @@ def _text_control(rows: tuple[TruthRow, ...]) -> str:
         if 2 <= sum(positive) <= len(rows) - 2:
             area = text_only_auc(prompts, positive)
             parts.append(f"{name} against the rest {area.value:.2f} ({area.lower:.2f} to {area.upper:.2f})")
-    return ", ".join(parts)
+    return ", ".join(parts) or "none, for no class holds two captions"
 
 
 def _draw_curves(work: Path, file: Path) -> None:

@@ -13,9 +13,11 @@ and captions, the truth table, the calibration. They leave this folder:
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 import numpy as np
 import open_clip
@@ -36,10 +38,27 @@ from audit.phase.ladder import VOCABULARY, Ladder, Recipe, lay_out
 from audit.phase.training import fit
 from audit.reference.clip import ClipEmbedder
 from audit.reference.reference_set import ReferenceSet
+from audit.verdict.calibration import UNCALIBRATED_RMS
 from audit.verdict.rule import DEFINITION_SAMPLES
 
 #: Weight of the KL term of the autoencoder: latents stay bounded, reconstruction decides.
 KL_WEIGHT = 1e-6
+
+
+class _Fit(Protocol):
+    """`audit.phase.training.fit` in the run folder of this training."""
+
+    def __call__(
+        self,
+        name: str,
+        modules: nn.ModuleDict,
+        loss: Callable[[torch.Generator], Tensor],
+        *,
+        steps: int,
+        learning_rate: float,
+        ema_decay: float,
+        seed: int,
+    ) -> nn.ModuleDict: ...
 
 
 def to_unit(images: np.ndarray) -> Tensor:
@@ -47,7 +66,9 @@ def to_unit(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images).float().div_(127.5).sub_(1.0)[:, None]
 
 
-def train_ladder(recipe: Recipe, data: LabeledImages, out: Path, work: Path) -> None:
+def train_ladder(
+    recipe: Recipe, data: LabeledImages, out: Path, work: Path, *, checkpoint_seconds: float = 60.0
+) -> None:
     """Train everything that a recipe names and write the checkpoint folder.
 
     Args:
@@ -55,6 +76,7 @@ def train_ladder(recipe: Recipe, data: LabeledImages, out: Path, work: Path) -> 
         data: the images that captions draw from.
         out: the checkpoint folder to write.
         work: the run folder of unfinished work and loss curves; resumed when it holds the same recipe.
+        checkpoint_seconds: how much work a kill can cost.
 
     Raises:
         ValueError: `work` belongs to another recipe, or the data set is too small for the ladder.
@@ -69,10 +91,11 @@ def train_ladder(recipe: Recipe, data: LabeledImages, out: Path, work: Path) -> 
     pixels = to_unit(ladder.images)
     tokenizer = networks.build_tokenizer(VOCABULARY)
 
-    vae = _train_autoencoder(recipe, pixels, work)
+    run = partial(fit, folder=work, checkpoint_seconds=checkpoint_seconds)
+    vae = _train_autoencoder(recipe, pixels, run)
     latents = _encode(vae, pixels)
-    unet, text_encoder, scheduler = _train_denoiser(recipe, ladder, tokenizer, latents, work)
-    clip = _train_clip(recipe, ladder, tokenizer, pixels, work)
+    unet, text_encoder, scheduler = _train_denoiser(recipe, ladder, tokenizer, latents, run)
+    clip = _train_clip(recipe, ladder, tokenizer, pixels, run)
 
     _save_pipeline(vae, text_encoder, tokenizer, unet, scheduler, out / "checkpoint")
     _save_clip(clip, tokenizer, out / "clip")
@@ -93,14 +116,20 @@ def _measure(recipe: Recipe, ladder: Ladder, reference: ReferenceSet, out: Path,
     checkpoint = load_checkpoint(out / "checkpoint")
     sampler = replace(checkpoint.defaults, steps=recipe.sampler_steps, guidance=recipe.guidance)
     distances = measure_distances(checkpoint, reference, ladder.captions, sampler, work / "truth")
-    truth = tabulate(ladder.captions, ladder.sizes, distances)
+    dimension = reference.vectors(reference.reference_images([0])).shape[1]
+    truth = tabulate(ladder.captions, ladder.sizes, distances, fallback=UNCALIBRATED_RMS * dimension**0.5)
     save_truth(truth, out / "truth.jsonl")
+    thresholds = " and ".join(
+        f"{name} is {'the valley of its distances' if valley else 'a guess, for its distances have no valley'}"
+        for name, valley in zip(("δ_m", "δ_s"), truth.valleys, strict=True)
+    )
     calibration = fit_calibration(
         checkpoint,
         reference,
         truth,
         sampler,
-        source=f"the tuning half of the ladder's {len(truth.rows)} captions, {DEFINITION_SAMPLES} samples each",
+        source=f"the tuning half of the ladder's {len(truth.rows)} captions, {DEFINITION_SAMPLES} samples each; "
+        + thresholds,
     )
     calibration.save(out / "checkpoint" / "calibration.json")
 
@@ -125,7 +154,7 @@ def _save_pipeline(
     ).save_pretrained(folder, safe_serialization=True)
 
 
-def _train_autoencoder(recipe: Recipe, pixels: Tensor, work: Path) -> AutoencoderKL:
+def _train_autoencoder(recipe: Recipe, pixels: Tensor, run: _Fit) -> AutoencoderKL:
     vae = networks.build_autoencoder(recipe).to(memory_format=torch.channels_last)
     modules = nn.ModuleDict({"vae": vae})
 
@@ -137,9 +166,9 @@ def _train_autoencoder(recipe: Recipe, pixels: Tensor, work: Path) -> Autoencode
         decoded = vae.decode(posterior.mean + posterior.std * noise).sample
         return F.mse_loss(decoded, batch) + KL_WEIGHT * posterior.kl().mean()
 
-    trained = fit(
+    trained = run(
         "autoencoder", modules, loss, steps=recipe.autoencoder_steps, learning_rate=2e-3, ema_decay=0.995,
-        seed=recipe.seed, folder=work,
+        seed=recipe.seed,
     )["vae"]  # fmt: skip
     vae = cast(AutoencoderKL, trained)
     # The convention of latent diffusion (Rombach et al. 2022, appendix G): latents have unit standard deviation.
@@ -158,7 +187,7 @@ def _train_denoiser(
     ladder: Ladder,
     tokenizer: CLIPTokenizer,
     latents: Tensor,
-    work: Path,
+    run: _Fit,
 ) -> tuple[UNet2DConditionModel, CLIPTextModel, DDIMScheduler]:
     # Stable Diffusion's schedule (Rombach et al. 2022).
     scheduler = DDIMScheduler(
@@ -196,14 +225,14 @@ def _train_denoiser(
         predicted = unet(noisy.contiguous(memory_format=torch.channels_last), t, context).sample
         return F.mse_loss(predicted, targets[recipe.prediction_type])
 
-    modules = fit(
+    modules = run(
         "denoiser", nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}), loss, steps=recipe.denoiser_steps,
-        learning_rate=recipe.learning_rate, ema_decay=recipe.ema_decay, seed=recipe.seed + 1, folder=work,
+        learning_rate=recipe.learning_rate, ema_decay=recipe.ema_decay, seed=recipe.seed + 1,
     )  # fmt: skip
     return cast(UNet2DConditionModel, modules["unet"]), cast(CLIPTextModel, modules["text_encoder"]), scheduler
 
 
-def _train_clip(recipe: Recipe, ladder: Ladder, tokenizer: CLIPTokenizer, pixels: Tensor, work: Path) -> nn.Module:
+def _train_clip(recipe: Recipe, ladder: Ladder, tokenizer: CLIPTokenizer, pixels: Tensor, run: _Fit) -> nn.Module:
     clip = networks.build_clip(tokenizer)
     contrast = open_clip.ClipLoss()
     prompts = tokenizer(list(ladder.captions), padding="max_length", return_tensors="pt").input_ids
@@ -216,9 +245,9 @@ def _train_clip(recipe: Recipe, ladder: Ladder, tokenizer: CLIPTokenizer, pixels
         image_features, text_features, scale = clip(pixels[first + within].expand(-1, 3, -1, -1), prompts)
         return cast(Tensor, contrast(image_features, text_features, scale))
 
-    return fit(
+    return run(
         "clip", nn.ModuleDict({"clip": clip}), loss, steps=recipe.clip_steps, learning_rate=1e-3, ema_decay=0.995,
-        seed=recipe.seed + 2, folder=work,
+        seed=recipe.seed + 2,
     )["clip"]  # fmt: skip
 
 
