@@ -155,7 +155,10 @@ class CheckpointRegistry:
         """
         registered = self._find(id_)
         if registered.loaded is None:
-            raise NotLoaded(f"the checkpoint {id_!r} is not loaded", reason="CHECKPOINT_NOT_LOADED", field="checkpoint")
+            why = f": {registered.error}" if registered.error else ""
+            raise NotLoaded(
+                f"the checkpoint {id_!r} is not loaded{why}", reason="CHECKPOINT_NOT_LOADED", field="checkpoint"
+            )
         registered.users += 1
         registered.idle.clear()
         try:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
-from google.protobuf.json_format import MessageToDict
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -71,16 +69,6 @@ def report_to_proto(report: Report) -> report_pb2.Report:
     )
     message.provenance.finish_time.FromDatetime(report.finished)
     return message
-
-
-def report_to_json(report: report_pb2.Report) -> str:
-    """A report in the proto's JSON mapping, on one line, with the field names of the .proto files.
-
-    Plain fields are always there, also when they are empty; 64-bit integers and infinities are strings, as the
-    mapping has it.
-    """
-    content = MessageToDict(report, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
-    return json.dumps(content, ensure_ascii=False)
 
 
 def sampler_overrides(options: audit_pb2.SamplerOptions) -> dict[str, Any]:
