@@ -12,9 +12,10 @@ from typing import Any
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
-from audit.errors import AuditError
+from audit.errors import AuditError, InvalidInput
 from service.log import Logger
 from service.status import ShuttingDown, code_of, to_status
 
@@ -59,21 +60,20 @@ class Calls(grpc.aio.ServerInterceptor):
         method = handler_call_details.method.removeprefix(OURS)
         streams = handler.response_streaming
         make = grpc.unary_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
-        return make(
-            self._wrap(method, handler.unary_stream if streams else handler.unary_unary),
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
+        behavior = handler.unary_stream if streams else handler.unary_unary
+        # Requests are parsed in the wrapper, so that bytes that are none fail like every other bad input.
+        wrapped = self._wrap(method, behavior, handler.request_deserializer)
+        return make(wrapped, response_serializer=handler.response_serializer)
 
-    def _wrap(self, method: str, behavior: Behavior) -> Behavior:
-        async def call(request: Any, context: Context) -> Any:
+    def _wrap(self, method: str, behavior: Behavior, parse: Callable[[bytes], Any]) -> Behavior:
+        async def call(content: bytes, context: Context) -> Any:
             request_id = _request_id(context)
             with structlog.contextvars.bound_contextvars(method=method, request_id=request_id), self._counted():
                 start = time.perf_counter()
                 try:
                     if not self.accepting:
                         raise ShuttingDown()
-                    answer = await behavior(request, context)
+                    answer = await behavior(_parse(content, parse), context)
                 except asyncio.CancelledError:
                     self._log(code_of_cancellation(context), start)
                     raise
@@ -105,6 +105,13 @@ class Calls(grpc.aio.ServerInterceptor):
             self._logger.info("call", code=code.name, seconds=seconds, reason=error.reason, field=error.field)
         else:
             self._logger.info("call", code=code.name, seconds=seconds)
+
+
+def _parse(content: bytes, parse: Callable[[bytes], Any]) -> Any:
+    try:
+        return parse(content)
+    except DecodeError as error:
+        raise InvalidInput("the request is no message of this method", reason="REQUEST_UNREADABLE") from error
 
 
 def code_of_cancellation(context: Context) -> grpc.StatusCode:

@@ -29,7 +29,7 @@ def page(names: Sequence[str], size: int, token: str) -> tuple[Sequence[str], st
             f"page_size must not be negative, as {size} is", reason="PAGE_SIZE_NEGATIVE", field="page_size"
         )
     try:
-        last = base64.urlsafe_b64decode(token.encode("ascii")).decode()
+        last = base64.b64decode(token.encode("ascii"), altchars=b"-_", validate=True).decode()
     except (binascii.Error, UnicodeError) as error:
         raise InvalidInput(
             "this page token was not given out", reason="PAGE_TOKEN_INVALID", field="page_token"

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
+import numpy as np
+
 from audit.errors import AuditError, BrokenReference, InvalidInput, NotFound
 from audit.reference.images import read_image, to_float
 from audit.reference.reference_set import ReferenceSet
@@ -149,8 +151,8 @@ def search(
     Raises:
         InvalidInput: the image is none, or of too many pixels.
     """
-    pixels = read_image(request.image)
-    image = to_float((pixels if pixels.ndim == 3 else pixels[..., None])[None])
+    pixels = np.array(read_image(request.image))  # a copy, because torch wants memory that it may write to
+    image = to_float(np.atleast_3d(pixels)[None])
     limit = request.limit or DEFAULT_HITS
     distances, indices = reference.search_pixels(image, limit)
     response = reference_pb2.SearchReferenceResponse(

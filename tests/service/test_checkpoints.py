@@ -1,0 +1,155 @@
+"""Checkpoints come and go while the server runs."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import pytest
+
+from audit.v1 import audit_pb2, checkpoint_pb2
+from tests.service.helpers import LONG, SERVING, Client, endless, eventually, failure, small, unhurried, until_sampling
+
+
+def _load(client: Client, id_: str) -> checkpoint_pb2.CheckpointInfo:
+    request = checkpoint_pb2.LoadCheckpointRequest(checkpoint=id_)
+    return client.checkpoints.LoadCheckpoint(request, timeout=LONG).checkpoint
+
+
+def _unload(client: Client, id_: str) -> checkpoint_pb2.CheckpointInfo:
+    request = checkpoint_pb2.UnloadCheckpointRequest(checkpoint=id_)
+    return client.checkpoints.UnloadCheckpoint(request, timeout=LONG).checkpoint
+
+
+def _listed(client: Client, id_: str) -> checkpoint_pb2.CheckpointInfo:
+    everything = client.checkpoints.ListCheckpoints(checkpoint_pb2.ListCheckpointsRequest(), timeout=LONG)
+    return next(info for info in everything.checkpoints if info.id == id_)
+
+
+def test_list_says_what_is_loaded(client: Client) -> None:
+    """A loaded checkpoint tells what it is; one on disk only its id."""
+    demo = _listed(client, "demo")
+    assert demo.state == checkpoint_pb2.CHECKPOINT_STATE_READY
+    assert demo.digest.startswith("sha256:")
+    assert demo.family == "StableDiffusionPipeline"
+    assert demo.parameters > 10_000
+    assert demo.calibrated
+    other = _listed(client, "copy")
+    assert other == checkpoint_pb2.CheckpointInfo(id="copy", state=checkpoint_pb2.CHECKPOINT_STATE_UNLOADED)
+
+
+def test_list_in_pages(client: Client) -> None:
+    """Pages follow each other in the order of the ids, and none is empty."""
+    ids, token = [], ""
+    while True:
+        request = checkpoint_pb2.ListCheckpointsRequest(page_size=3, page_token=token)
+        reply = client.checkpoints.ListCheckpoints(request, timeout=LONG)
+        assert 0 < len(reply.checkpoints) <= 3
+        ids += [info.id for info in reply.checkpoints]
+        token = reply.next_page_token
+        if not token:
+            break
+    assert ids == sorted(ids)
+    assert {"demo", "copy", "pickled"} <= set(ids)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason", "field"),
+    [
+        ({"page_size": -1}, "PAGE_SIZE_NEGATIVE", "page_size"),
+        ({"page_token": "???"}, "PAGE_TOKEN_INVALID", "page_token"),
+    ],
+)
+def test_bad_page(client: Client, fields: dict[str, object], reason: str, field: str) -> None:
+    """Neither a negative size nor a made-up token is taken."""
+    request = checkpoint_pb2.ListCheckpointsRequest(**fields)
+    refused = failure(lambda: client.checkpoints.ListCheckpoints(request, timeout=LONG))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, reason)
+    assert refused.fields == (field,)
+
+
+def test_load_audit_unload(client: Client, prompts: list[str]) -> None:
+    """A checkpoint that is loaded on request audits like any other, and is gone after it is unloaded."""
+    loaded_before = client.metric("basin_checkpoints_loaded")
+    assert _load(client, "copy").state == checkpoint_pb2.CHECKPOINT_STATE_READY
+    assert _load(client, "copy").digest == _listed(client, "demo").digest
+    assert client.metric("basin_checkpoints_loaded") == loaded_before + 1
+    report = client.audit(small(prompts[0], checkpoint="copy"))
+    assert report.subject.checkpoint == "copy"
+    other = unhurried(client.audit(small(prompts[0])))
+    other.subject.checkpoint = "copy"
+    assert unhurried(report) == other
+    assert _unload(client, "copy").state == checkpoint_pb2.CHECKPOINT_STATE_UNLOADED
+    assert _unload(client, "copy").state == checkpoint_pb2.CHECKPOINT_STATE_UNLOADED
+    assert client.metric("basin_checkpoints_loaded") == loaded_before
+    gone = failure(lambda: client.audit(small(prompts[0], checkpoint="copy")))
+    assert (gone.code, gone.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "CHECKPOINT_NOT_LOADED")
+
+
+def test_unload_waits_for_audits_in_flight(client: Client, prompts: list[str]) -> None:
+    """Unloading takes no new audits, but lets the one at work finish first; loading waits for it."""
+    _load(client, "copy")
+    sampler = audit_pb2.SamplerOptions(steps=60)
+    call = client.stream(small(prompts[0], checkpoint="copy", sampler=sampler))
+    until_sampling(call)
+    with ThreadPoolExecutor(2) as callers:
+        unloading = callers.submit(_unload, client, "copy")
+        eventually(lambda: _listed(client, "copy").state == checkpoint_pb2.CHECKPOINT_STATE_UNLOADED)
+        refused = failure(lambda: client.audit(small(prompts[0], checkpoint="copy")))
+        assert refused.reason == "CHECKPOINT_NOT_LOADED"
+        loading = callers.submit(_load, client, "copy")
+        *_, last = call
+        assert last.report.cost.evaluations == 120
+        unloading.result()
+        assert loading.result().state == checkpoint_pb2.CHECKPOINT_STATE_READY
+    _unload(client, "copy")
+
+
+def test_unload_goes_on_when_its_caller_leaves(client: Client, prompts: list[str]) -> None:
+    """An unload whose deadline passes happens all the same, once the audit is over."""
+    _load(client, "copy")
+    request = endless(prompts[0])
+    request.checkpoint = "copy"
+    call = client.stream(request)
+    until_sampling(call)
+    unload = checkpoint_pb2.UnloadCheckpointRequest(checkpoint="copy")
+    late = failure(lambda: client.checkpoints.UnloadCheckpoint(unload, timeout=0.2))
+    assert late.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    call.cancel()
+    assert _unload(client, "copy").state == checkpoint_pb2.CHECKPOINT_STATE_UNLOADED
+
+
+@pytest.mark.parametrize(
+    ("id_", "reason"),
+    [
+        ("pickled", "CHECKPOINT_PICKLED"),
+        ("damaged", "CHECKPOINT_DAMAGED"),
+        ("incomplete", "CHECKPOINT_INCOMPLETE"),
+        ("foreign", "CHECKPOINT_FAMILY_UNSUPPORTED"),
+        ("no-json", "CHECKPOINT_INCOMPLETE"),
+        ("missing", "CHECKPOINT_NOT_FOUND"),
+    ],
+)
+def test_broken_checkpoint(client: Client, prompts: list[str], folders: dict[str, Path], id_: str, reason: str) -> None:
+    """A folder that cannot be loaded says why, without its path, and leaves the others serving."""
+    broken = failure(lambda: _load(client, id_))
+    assert (broken.code, broken.reason) == (grpc.StatusCode.FAILED_PRECONDITION, reason)
+    listed = _listed(client, id_)
+    assert listed.state == checkpoint_pb2.CHECKPOINT_STATE_FAILED
+    assert listed.error == broken.message
+    assert str(folders[id_].parent) not in broken.message
+    refused = failure(lambda: client.audit(small(prompts[0], checkpoint=id_)))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "CHECKPOINT_NOT_LOADED")
+    assert client.audit(small(prompts[0]))
+    assert client.health() == SERVING
+
+
+@pytest.mark.parametrize("act", [_load, _unload])
+def test_unknown_checkpoint(client: Client, act: object) -> None:
+    """Only registered ids are known, whatever lies on the disk."""
+    assert callable(act)
+    unknown = failure(lambda: act(client, "../demo"))
+    assert (unknown.code, unknown.reason) == (grpc.StatusCode.NOT_FOUND, "CHECKPOINT_NOT_FOUND")
+    empty = failure(lambda: act(client, ""))
+    assert (empty.code, empty.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ("checkpoint",))
