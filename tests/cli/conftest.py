@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from audit.demo import prompts
 from service.cli import main
+from service.config import load_settings
+from service.server import start_server
 
 #: As little work as an audit can be.
 CHEAP = ("--seeds", "2", "--steps", "2", "--guidance", "1", "--curvature", "off")
@@ -56,3 +61,24 @@ def is_one_error(result: Result, *words: str) -> bool:
     assert lines[0].startswith("error: "), result
     assert all(word in lines[0] for word in words), result
     return True
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """HOST:PORT of a real server in this process, with the demo checkpoint and reference set."""
+    settings = load_settings(listen="127.0.0.1:0", metrics="off", demo=True, log_level="error")
+    with start_server(settings) as running:
+        assert running.wait_ready(120)
+        yield running.address
+
+
+def start_basin(*arguments: object) -> subprocess.Popen[str]:
+    """The command line as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "service.cli", *map(str, arguments)],
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )

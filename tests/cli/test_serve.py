@@ -1,0 +1,76 @@
+"""`basin serve` as a process."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from audit import demo
+from service.client import BasinClient
+from tests.cli.conftest import Basin, is_one_error, start_basin
+
+
+def test_serves_what_the_flags_name_until_sigterm(tmp_path: Path) -> None:
+    """Flags reach the server; SIGTERM ends it with 0."""
+    (tmp_path / "basin.yaml").write_text("limits: {seeds: 20}\nqueue: 3\n")
+    process = start_basin(
+        "serve", "--config", tmp_path / "basin.yaml", "--listen", "127.0.0.1:0", "--metrics", "off", "--queue", 5,
+        "--checkpoint", f"mine={demo.CHECKPOINT}", "--reference", f"train={demo.REFERENCE}", "--log-format", "json",
+    )  # fmt: skip
+    try:
+        assert process.stderr is not None
+        events = (json.loads(line) for line in process.stderr)
+        address = next(event["address"] for event in events if event["event"] == "listening")
+        assert any(event["event"] == "ready" for event in events)
+        with BasinClient(address, timeout=60) as client:
+            info = client.info()
+        assert [checkpoint.id for checkpoint in info.checkpoints] == ["mine"]
+        assert [reference.name for reference in info.references] == ["train"]
+        assert (info.limits.seeds, info.limits.queue) == (20, 5)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0
+    assert out == ""
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--config", "missing.yaml"), ["missing.yaml"]),
+        (("--config", "wrong.yaml"), ["bogus"]),
+        (("--listen", "nowhere"), ["listen", "nowhere"]),
+        (("--metrics", "nowhere"), ["metrics", "nowhere"]),
+        (("--queue", "-1"), ["queue"]),
+        (("--log-level", "loud"), ["log_level"]),
+        (("--checkpoint", "folder"), ["NAME=FOLDER", "folder"]),
+        (("--checkpoint", "a b=folder"), ["a b"]),
+        (("--reference", "x=a", "--reference", "x=b"), ["twice"]),
+        (("--no-demo",), ["no checkpoint"]),
+    ],
+)
+def test_a_bad_configuration_is_one_line(
+    basin: Basin, flags: tuple[str, ...], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is wrong with flags or file is said in one line, with exit code 2."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wrong.yaml").write_text("bogus: 1\n")
+    assert is_one_error(basin("serve", *flags), *words)
+
+
+def test_a_taken_port_is_one_line() -> None:
+    """A port that is in use."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = "{}:{}".format(*taken.getsockname())
+        process = start_basin("serve", "--listen", address, "--metrics", "off")
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert out == ""
+    assert err.splitlines()[-1] == f"error: listen: {address} cannot be bound"
+    assert "Traceback" not in err
