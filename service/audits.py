@@ -85,7 +85,7 @@ class Job:
 
     @property
     def stopped(self) -> bool:
-        """Whether there is no answer to come, or it came."""
+        """Whether the work was told to end: there is no use in joining."""
         return self._stop is not None
 
     def check(self) -> None:
@@ -93,7 +93,8 @@ class Job:
         if self._stop is not None:
             raise self._stop
         if time.monotonic() > self._deadline:
-            raise Stopped("the deadline passed", reason=DEADLINE_EXCEEDED)
+            self._stop = Stopped("the deadline passed", reason=DEADLINE_EXCEEDED)
+            raise self._stop
 
     def tell(self, progress: Progress) -> None:
         """Called by the working thread; watchers look at the latest one when they have the time."""

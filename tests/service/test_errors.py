@@ -219,8 +219,11 @@ def test_any_numbers(cheap: Client, prompt: str, sampler: dict[str, Any], budget
         report = cheap.audit(request)
     except grpc.RpcError:
         refused = failure(lambda: cheap.audit(request))
-        assert refused.code is INVALID
-        assert refused.fields
+        if refused.code is PRECONDITION:  # a network far from what it was trained for
+            assert refused.reason == "SAMPLES_NOT_FINITE"
+        else:
+            assert refused.code is INVALID
+            assert refused.fields
     else:
         assert report.verdict in (report_pb2.memorized, report_pb2.spurious, report_pb2.generalized)
         assert 0 <= report.confidence <= 1

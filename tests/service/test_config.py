@@ -1,0 +1,117 @@
+"""Settings and where they come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from audit import demo
+from service.config import ConfigError, Settings, load_settings
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Any:
+    """Write a configuration file."""
+
+    def file(text: str) -> Path:
+        (tmp_path / "basin.yaml").write_text(text)
+        return tmp_path / "basin.yaml"
+
+    return file
+
+
+def test_defaults_serve_the_demo() -> None:
+    """Without any setting the shipped checkpoint is served to this machine alone."""
+    settings = load_settings()
+    assert settings.listen.startswith("127.0.0.1:")
+    assert settings.metrics.startswith("127.0.0.1:")
+    assert settings.all_checkpoints["demo"].folder == demo.CHECKPOINT
+    assert settings.all_references == {"demo": demo.REFERENCE}
+
+
+def test_flags_over_environment_over_file(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several sources the first that says something counts, part by part."""
+    file = write("listen: 1.1.1.1:1\nqueue: 1\nconcurrent_audits: 1\nlimits: {seeds: 30, steps: 31}\n")
+    monkeypatch.setenv("BASIN_QUEUE", "2")
+    monkeypatch.setenv("BASIN_CONCURRENT_AUDITS", "2")
+    monkeypatch.setenv("BASIN_LIMITS__SEEDS", "32")
+    settings = load_settings(file, concurrent_audits=3, grace_seconds=None)
+    assert (settings.listen, settings.queue, settings.concurrent_audits) == ("1.1.1.1:1", 2, 3)
+    assert (settings.limits.seeds, settings.limits.steps) == (32, 31)
+    assert settings.grace_seconds == Settings().grace_seconds
+
+
+def test_file_from_the_environment(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """BASIN_CONFIG names the file when no flag does."""
+    monkeypatch.setenv("BASIN_CONFIG", str(write("queue: 7")))
+    assert load_settings().queue == 7
+
+
+def test_variables_of_kubernetes_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Kubernetes sets for a service named basin disturbs nothing."""
+    monkeypatch.setenv("BASIN_PORT", "tcp://10.0.0.1:50051")
+    monkeypatch.setenv("BASIN_SERVICE_HOST", "10.0.0.1")
+    assert load_settings().model_dump() == Settings().model_dump()
+
+
+def test_checkpoints(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint is a folder or a whole entry; naming one leaves the demo out unless it is asked for."""
+    file = write("checkpoints:\n  a: /models/a\n  b: {folder: /models/b, dtype: float16, preload: false}\n")
+    monkeypatch.setenv("BASIN_CHECKPOINTS__C", "/models/c")
+    settings = load_settings(file)
+    assert sorted(settings.all_checkpoints) == ["a", "b", "c"]
+    assert settings.all_checkpoints["a"].preload
+    assert settings.all_checkpoints["b"].dtype == "float16"
+    assert not settings.all_references
+    assert sorted(load_settings(file, demo=True).all_checkpoints) == ["a", "b", "c", "demo"]
+
+
+@pytest.mark.parametrize("off", ["metrics: off", "metrics: 'off'", "metrics: ''", "metrics: false"])
+def test_metrics_off(write: Any, off: str) -> None:
+    """However YAML reads it, off is off."""
+    assert load_settings(write(off)).metrics == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("colour: red", "there is no setting colour"),
+        ("limits: {colour: 1}", "there is no setting limits.colour"),
+        ("queue: many", "queue: "),
+        ("queue: -1", "queue: "),
+        ("listen: here", "listen: 'here' is not HOST:PORT"),
+        ("listen: localhost:70000", "listen: 'localhost:70000' is not HOST:PORT"),
+        ("metrics: here", "metrics: 'here' is not HOST:PORT"),
+        ("checkpoints: {a b: /x}", "'a b' must be"),
+        ("checkpoints: {a: {folder: /x, dtype: int4}}", "checkpoints.a.dtype: "),
+        ("checkpoints: {a: {}}", "checkpoints.a.folder: "),
+        ("checkpoints: {demo: /x}\ndemo: true", "the name 'demo' belongs to the shipped checkpoint"),
+        ("demo: false", "there is no checkpoint to serve"),
+        ("budget: {seeds: 1}", "budget.seeds: "),
+        ("limits: {seeds: 4}", "limits.seeds only 4"),
+        ("- a list", "must hold settings by name"),
+        ("a: [", "is not valid YAML (line 1)"),
+        ("a: \0", "is not valid YAML"),
+    ],
+)
+def test_bad_file(write: Any, text: str, message: str) -> None:
+    """A bad configuration is told in one line that says where."""
+    with pytest.raises(ConfigError) as error:
+        load_settings(write(text))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_bad_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Variables are checked like files, and a file must be there."""
+    with pytest.raises(ConfigError, match="there is no configuration file"):
+        load_settings(tmp_path / "none.yaml")
+    monkeypatch.setenv("BASIN_CHECKPOINTS", "{not json")
+    with pytest.raises(ConfigError, match="checkpoints"):
+        load_settings()
+    monkeypatch.delenv("BASIN_CHECKPOINTS")
+    monkeypatch.setenv("BASIN_LIMITS__STEPS", "0")
+    with pytest.raises(ConfigError, match=r"limits\.steps: "):
+        load_settings()
