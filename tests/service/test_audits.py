@@ -16,7 +16,7 @@ from audit.demo import CHECKPOINT, REFERENCE, calibration
 from audit.evidence.curvature import CurvatureSettings
 from audit.model.loading import load_checkpoint
 from audit.reference.reference_set import ReferenceSet
-from audit.v1 import audit_pb2, report_pb2
+from audit.v1 import audit_pb2, checkpoint_pb2, report_pb2
 from tests.service.helpers import LONG, Client, endless, eventually, failure, small, unhurried, until_sampling
 
 
@@ -103,7 +103,7 @@ def test_images_come_when_asked_for(client: Client, prompts: list[str]) -> None:
 
 def test_stream_tells_how_far_it_is(client: Client, prompts: list[str]) -> None:
     """Evaluations never go down, stages come in order, and the report comes last."""
-    request = small(prompts[0], reference="demo", sampler=audit_pb2.SamplerOptions(steps=60))
+    request = small(prompts[0], reference="demo", sampler=audit_pb2.SamplerOptions(steps=30))
     *progress, last = client.stream(request)
     done = [event.progress.evaluations for event in progress]
     assert done == sorted(done)
@@ -121,7 +121,7 @@ def test_concurrent_audits_share_forward_passes(launch: Callable[..., Client], p
             prompt,
             reference="demo",
             sampler=audit_pb2.SamplerOptions(steps=6 + index),
-            budget=audit_pb2.BudgetOptions(seeds=3 + index, curvature="lanczos"),
+            budget=audit_pb2.BudgetOptions(seeds=3 + index, curvature="off" if index % 2 else "lanczos"),
         )
         for index, prompt in enumerate(prompts[:4])
     ]
@@ -144,10 +144,9 @@ def test_concurrent_audits_share_forward_passes(launch: Callable[..., Client], p
     for one, other in zip(alone, together, strict=True):
         assert one.verdict == other.verdict
         assert [s.nearest_reference.index for s in one.samples] == [s.nearest_reference.index for s in other.samples]
-        for name in ("nearest_sample_distance",):
-            assert [getattr(s, name) for s in one.samples] == pytest.approx(
-                [getattr(s, name) for s in other.samples], rel=1e-3
-            )
+        assert [s.nearest_sample_distance for s in one.samples] == pytest.approx(
+            [s.nearest_sample_distance for s in other.samples], rel=1e-3
+        )
         assert [level.prompt.trace for level in one.curvature] == pytest.approx(
             [level.prompt.trace for level in other.curvature], abs=5e-3
         )
@@ -160,7 +159,7 @@ def test_health_answers_while_audits_run(client: Client, prompts: list[str]) -> 
     begun = until_sampling(call)
     for _ in range(20):
         assert client.health() == client.health("liveness") == 1
-        client.checkpoints.ListCheckpoints(request=_nothing(), timeout=LONG)
+        client.checkpoints.ListCheckpoints(checkpoint_pb2.ListCheckpointsRequest(), timeout=LONG)
     later = next(call).progress
     assert later.stage == "sampling"
     assert begun.evaluations <= later.evaluations < later.planned_evaluations
@@ -187,12 +186,6 @@ def test_deadline_stops_the_work(client: Client, prompts: list[str]) -> None:
     assert failure(lambda: client.audit(endless(prompts[0]), timeout=0.5)).code is grpc.StatusCode.DEADLINE_EXCEEDED
     eventually(lambda: client.metric("basin_audits_in_flight") == 0)
     assert client.metric("basin_audits_total", code="DEADLINE_EXCEEDED") == before + 1
-
-
-def _nothing() -> object:
-    from audit.v1 import checkpoint_pb2
-
-    return checkpoint_pb2.ListCheckpointsRequest()
 
 
 def _pixels(image: report_pb2.Image) -> np.ndarray:
