@@ -11,8 +11,8 @@ from enum import StrEnum
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.signal import argrelmin
-from scipy.stats import gaussian_kde
+from scipy.ndimage import gaussian_filter1d
+from scipy.signal import find_peaks
 
 
 class PhaseClass(StrEnum):
@@ -29,6 +29,8 @@ CLASSES = tuple(PhaseClass)
 DEFINITION_SAMPLES = 512
 #: Share of the distances that a peak holds at least: stragglers make no peak of their own.
 SMALLEST_PEAK = 0.01
+#: Standard errors by which a peak stands out of the valley beside it at least.
+SIGNIFICANCE = 4.0
 
 
 def classify_samples(
@@ -57,10 +59,11 @@ def find_valley(distances: ArrayLike) -> float:
 
     Distances are compared on a logarithmic scale, where the narrow peak of copies and the broad peak of new images
     have comparable widths, smoothed by a Gaussian kernel whose width grows until exactly one valley is left. Peaks of
-    less than `SMALLEST_PEAK` of the distances are none.
+    less than `SMALLEST_PEAK` of the distances are none, nor are those that stand out of the valley by less than
+    `SIGNIFICANCE` standard errors: samples of one peak have ripples too.
 
     Args:
-        distances: positive, (n,).
+        distances: non-negative, (n,).
 
     Returns:
         The distance at the valley.
@@ -69,14 +72,19 @@ def find_valley(distances: ArrayLike) -> float:
         ValueError: the distances have a single peak.
     """
     logs = np.log(np.maximum(np.asarray(distances, dtype=np.float64), 1e-6))
-    if np.ptp(logs) > 1e-9:
-        grid = np.linspace(logs.min(), logs.max(), 512)
-        below = np.searchsorted(np.sort(logs), grid) / len(logs)
-        for width in np.geomspace(0.02, 1.0, 40):
-            density = gaussian_kde(logs, bw_method=width)(grid)
-            valleys = [v for v in argrelmin(density)[0] if SMALLEST_PEAK <= below[v] <= 1 - SMALLEST_PEAK]
-            if len(valleys) == 1:
-                return float(np.exp(grid[valleys[0]]))
-            if not valleys:
-                break
+    n, spread = len(logs), logs.std()
+    counts, edges = np.histogram(logs, bins=2048)
+    step = edges[1] - edges[0]
+    below = np.cumsum(counts) / n
+    for width in np.geomspace(0.02, 1.0, 40) * spread if spread > 1e-9 else ():
+        density = gaussian_filter1d(counts / (n * step), width / step, mode="constant")
+        valleys = []
+        for v in find_peaks(-density)[0]:  # of an empty stretch, its middle
+            peak = min(density[:v].max(), density[v:].max())
+            # A kernel estimate f̂ has variance f/(2√π n h) (Silverman 1986, section 3.3).
+            error = ((peak + density[v]) / (2 * np.pi**0.5 * n * width)) ** 0.5
+            if SMALLEST_PEAK <= below[v] <= 1 - SMALLEST_PEAK and peak - density[v] > SIGNIFICANCE * error:
+                valleys.append(v)
+        if len(valleys) == 1:
+            return float(np.exp((edges[valleys[0]] + edges[valleys[0] + 1]) / 2))
     raise ValueError("the distances have one peak: there is no valley between copies and new images")
