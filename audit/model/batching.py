@@ -90,21 +90,19 @@ class BatchingDenoiser:
 
     def evaluate(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """One lane's call: queue its rows in pieces of at most `max_rows`, wait for all of them."""
-        now = time.monotonic()
-        pieces = []
+        answers = []
+        # One piece at a time, so that a large call does not hold back the other lanes.
         for start in range(0, len(x), self.max_rows):
             part = slice(start, start + self.max_rows)
             rows = {name: tensor[part] for name, tensor in condition.items()}
-            pieces.append(_Request(x[part], t[part], rows, now, Future()))
-        for piece in pieces:  # one at a time, so that a large call does not hold back the other lanes
+            piece = _Request(x[part], t[part], rows, time.monotonic(), Future())
             with self._changed:
                 if self._closed:
                     raise RuntimeError("the denoiser is closed")
-                piece.arrived = time.monotonic()
                 self._waiting.append(piece)
                 self._changed.notify_all()
-            piece.answer.exception()
-        return torch.cat([piece.answer.result() for piece in pieces])
+            answers.append(piece.answer.result())
+        return torch.cat(answers) if answers else torch.empty_like(x)
 
     def _serve(self) -> None:
         while True:
