@@ -37,7 +37,7 @@ def load_checkpoint(
         raise NotFound(f"no checkpoint folder {folder.name!r}", reason="CHECKPOINT_NOT_FOUND", field="checkpoint")
     index = read_json(folder / "model_index.json")
     family = index.get("_class_name")
-    if family not in LOADERS:
+    if not isinstance(family, str) or family not in LOADERS:
         raise BrokenCheckpoint(
             f"{folder.name} is a {family!r}; supported: {', '.join(LOADERS)}",
             reason="CHECKPOINT_FAMILY_UNSUPPORTED",
@@ -48,8 +48,10 @@ def load_checkpoint(
     except BrokenCheckpoint:
         raise
     except Exception as error:  # the libraries below raise anything at all for a damaged file
+        # Clients read this: it tells nothing of where the folder is.
+        cause = str(error).replace(str(folder), folder.name).strip() or type(error).__name__
         raise BrokenCheckpoint(
-            f"{folder.name} cannot be loaded: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+            f"{folder.name} cannot be loaded: {cause.splitlines()[0]}",
             reason="CHECKPOINT_DAMAGED",
             field="checkpoint",
         ) from error
