@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveFloat, ValidationError, model_validator
 
 from audit.errors import InvalidInput
 from audit.evidence.curvature import CurvatureLevel
@@ -18,6 +18,10 @@ from audit.model.sampling import SamplerSettings
 #: Root mean square difference per pixel, on [-1, 1], up to which two images count as the same where a checkpoint has
 #: no calibration: about what the eye takes for the same picture.
 UNCALIBRATED_RMS = 0.15
+
+
+#: Names that `recurrence_features` gives.
+FEATURES = {"meeting", "closeness", "trace", "flat_share", "log_volume"}
 
 
 class _Model(BaseModel):
@@ -45,6 +49,16 @@ class RecurrenceEstimator(_Model):
     intercept: float
     concentration: float
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        columns = (self.center, self.spread, self.weights)
+        if any(len(column) != len(self.features) for column in columns) or set(self.features) - FEATURES:
+            raise ValueError("one center, spread and weight for each feature, of known features")
+        numbers = np.asarray([*self.center, *self.spread, *self.weights, self.intercept, self.concentration])
+        if not np.isfinite(numbers).all() or min(*self.spread, self.concentration, 1.0) <= 0:
+            raise ValueError("every number is finite, spreads and concentration are positive")
+        return self
+
     def predict(self, features: dict[str, float]) -> float:
         """r̂ in (0, 1)."""
         values = np.asarray([features[name] for name in self.features])
@@ -70,8 +84,8 @@ class Calibration(_Model):
     checkpoint_digest: str = ""
     sampler: SamplerSettings | None = None
     definition_samples: int = 512
-    delta_m: float | None = None
-    delta_s: float | None = None
+    delta_m: PositiveFloat | None = None
+    delta_s: PositiveFloat | None = None
     with_curvature: RecurrenceEstimator
     without_curvature: RecurrenceEstimator
     typical: dict[str, tuple[float, float]]
@@ -107,7 +121,7 @@ class Calibration(_Model):
         """
         try:
             return cls.model_validate_json(path.read_text())
-        except (OSError, UnicodeDecodeError, ValidationError) as error:
+        except (OSError, UnicodeDecodeError, ValidationError, InvalidInput) as error:
             raise InvalidInput(
                 f"{path.name} is not a calibration file", reason="CALIBRATION_DAMAGED", field="calibration"
             ) from error
