@@ -12,6 +12,9 @@ import pytest
 from PIL import Image
 
 from audit import demo
+from audit.errors import Stopped
+from audit.v1 import audit_pb2
+from service.local import LocalAudits
 from tests.cli.conftest import CHEAP, Basin, is_one_error
 
 LOCAL = ("audit", "--local", "--reference", "demo", *CHEAP)
@@ -140,3 +143,20 @@ def test_bad_input_is_one_line(
     next((tmp_path / "damaged" / "unet").glob("*.safetensors")).write_bytes(b"no weights")
 
     assert is_one_error(basin("audit", "--local", *flags), *words)
+
+
+def test_closing_stops_what_is_in_flight(prompt: str) -> None:
+    """What Ctrl-C does: the audit ends before its next denoiser call."""
+    source = LocalAudits("demo")
+    seen: list[audit_pb2.Progress] = []
+
+    def stop_at_the_second(progress: audit_pb2.Progress) -> None:
+        seen.append(progress)
+        if len(seen) == 2:
+            source.close()
+
+    request = audit_pb2.AuditRequest(prompt=prompt)
+    request.sampler.steps = 100
+    with pytest.raises(Stopped):
+        source.audit(request, stop_at_the_second)
+    assert len(seen) <= 3
