@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from audit.phase.data import GARMENTS, LabeledImages
 
@@ -63,8 +63,8 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    seed: int = 0
-    rungs: tuple[Rung, ...]
+    seed: NonNegativeInt = 0
+    rungs: tuple[Rung, ...] = Field(min_length=1)
     autoencoder_channels: tuple[int, ...] = (16, 32, 64)
     autoencoder_steps: PositiveInt
     unet_channels: tuple[int, ...] = (48, 96)
@@ -73,11 +73,11 @@ class Recipe(BaseModel):
     denoiser_steps: PositiveInt
     clip_steps: PositiveInt
     batch_size: PositiveInt = 64
-    learning_rate: float = 1e-3
-    ema_decay: float = 0.999
-    unconditional_share: float = 0.1
+    learning_rate: PositiveFloat = 1e-3
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    unconditional_share: float = Field(0.1, ge=0, lt=1)
     sampler_steps: PositiveInt = 20
-    guidance: float = 1.0
+    guidance: NonNegativeFloat = 1.0
 
 
 def _rungs(counts: dict[int, int]) -> tuple[Rung, ...]:
