@@ -61,8 +61,10 @@ def exact_denoiser(points: Tensor, priors: Tensor | None = None) -> EmpiricalDen
 
 
 def copy_demo(folder: Path, **scheduler: Any) -> Path:
-    """The demo checkpoint with another scheduler configuration."""
+    """The demo checkpoint, byte by byte, or with another scheduler configuration."""
     shutil.copytree(demo.CHECKPOINT, folder)
+    if not scheduler:
+        return folder
     file = folder / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **scheduler}))
     return folder

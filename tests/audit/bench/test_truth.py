@@ -1,0 +1,100 @@
+"""Truth tables."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from audit.bench.truth import DOMINANCE, Distances, load_truth, measure_distances, save_truth, split_of, tabulate
+from audit.evidence.neighbors import NeighborFinder
+from audit.evidence.stability import measure_stability
+from audit.model.checkpoint import Checkpoint
+from audit.model.sampling import build_scheduler, sample
+from audit.reference.reference_set import ReferenceSet
+
+
+def distances(rng: np.random.Generator, memorized: float, spurious: float, n: int = 400) -> Distances:
+    """Distances of a prompt with these fractions, both kinds with peaks at 0.5 and 8."""
+    classes = rng.permutation(np.repeat([0, 1, 2], [round(memorized * n), round(spurious * n),
+                                                    n - round(memorized * n) - round(spurious * n)]))  # fmt: skip
+    near, far = rng.lognormal(np.log(0.5), 0.3, n), rng.lognormal(np.log(8), 0.2, n)
+    reference = np.where(classes == 0, near, far)
+    return Distances(reference, reference + 2.5, np.where(classes < 2, near, far))
+
+
+def table() -> tuple[list[str], list[int], list[Distances]]:
+    """Six prompts, two of each class, one of each in either half."""
+    rng = np.random.default_rng(0)
+    shares = [(0.95, 0.03), (0.9, 0.05), (0.1, 0.8), (0.05, 0.9), (0.0, 0.02), (0.0, 0.01), (0.5, 0.3), (0.3, 0.5)]
+    return [f"p{i}" for i in range(8)], [1, 1, 16, 16, 500, 500, 4, 4], [distances(rng, m, s) for m, s in shares]
+
+
+def test_classes_dominate_by_the_rule() -> None:
+    """Thresholds are the valleys, fractions those of the samples, and no class dominates a mixture."""
+    truth = tabulate(*table(), fallback=3.0)
+    assert truth.valleys == (True, True)
+    assert 0.8 < truth.delta_m < 6
+    assert 0.8 < truth.delta_s < 6
+    assert [row.dominant for row in truth.rows] == [
+        "memorized", "memorized", "spurious", "spurious", "generalized", "generalized", "", "",
+    ]  # fmt: skip
+    for row in truth.rows:
+        best = max(row.memorized, row.spurious, row.generalized)
+        assert (best >= DOMINANCE) == bool(row.dominant)
+        assert row.memorized + row.spurious + row.generalized == pytest.approx(1, abs=2e-4)
+    assert [row.split for row in truth.rows] == [split_of(index) for index in range(8)]
+
+
+def test_held_out_prompts_do_not_move_the_thresholds() -> None:
+    """Only the tuning half decides where the valleys are."""
+    prompts, sizes, every = table()
+    changed = [
+        replace(d, reference=d.reference * 3, sample=d.sample * 3) if split_of(i) == "held-out" else d
+        for i, d in enumerate(every)
+    ]
+    one, other = tabulate(prompts, sizes, every, 3.0), tabulate(prompts, sizes, changed, 3.0)
+    assert (one.delta_m, one.delta_s) == (other.delta_m, other.delta_s)
+
+
+def test_without_a_transition_the_fallback_is_used() -> None:
+    """A model that copies nothing has no valleys, and says so."""
+    prompts, sizes, every = table()
+    rng = np.random.default_rng(1)
+    flat = [Distances(*rng.lognormal(2, 0.2, (3, 400))) for _ in every]
+    truth = tabulate(prompts, sizes, flat, fallback=1.25)
+    assert (truth.delta_m, truth.delta_s) == (1.25, 1.25)
+    assert truth.valleys == (False, False)
+    assert {row.dominant for row in truth.rows} == {"generalized"}
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    """One line per prompt, all of it back."""
+    truth = tabulate(*table(), fallback=3.0)
+    save_truth(truth, tmp_path / "truth.jsonl")
+    assert load_truth(tmp_path / "truth.jsonl") == truth.rows
+    assert len((tmp_path / "truth.jsonl").read_text().splitlines()) == 8
+
+
+def test_distances_are_measured_once(tmp_path: Path, checkpoint: Checkpoint, reference: ReferenceSet) -> None:
+    """Distances are those of one batch of all seeds; a prompt that is done is read, not drawn again."""
+    sampler = replace(checkpoint.defaults, steps=2, guidance=1.0)
+    prompts = ["a red wool coat", "a teal bag"]
+    found = measure_distances(checkpoint, reference, prompts, sampler, tmp_path, samples=6)
+    drawn = sample(
+        checkpoint.denoiser, build_scheduler("", checkpoint.scheduler_config), sampler,
+        checkpoint.encode_prompts([prompts[1]]), checkpoint.encode_prompts([""]), range(6), (4, 8, 8),
+    )  # fmt: skip
+    images = checkpoint.decode(drawn.latents)
+    near = NeighborFinder(reference, checkpoint).find(images)
+    np.testing.assert_allclose(found[1].reference, near.distance, rtol=1e-3, atol=1e-3)
+    between = measure_stability(reference.vectors(images), 1.0).nearest_sample_distance
+    np.testing.assert_allclose(found[1].sample, between, rtol=1e-3, atol=1e-3)
+    (tmp_path / "0001.npz").unlink()
+    stamp = (tmp_path / "0000.npz").stat().st_mtime_ns
+    again = measure_distances(checkpoint, reference, prompts, sampler, tmp_path, samples=6)
+    assert (tmp_path / "0000.npz").stat().st_mtime_ns == stamp
+    np.testing.assert_allclose(again[1].reference, found[1].reference, rtol=1e-3, atol=1e-3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0000.npz", "0001.npz"]

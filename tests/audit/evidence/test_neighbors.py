@@ -1,0 +1,103 @@
+"""Nearest reference images after the decoder's trip."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from audit.evidence import neighbors as module
+from audit.evidence.neighbors import NeighborFinder
+from audit.model.checkpoint import Checkpoint
+from audit.reference.reference_set import ReferenceSet
+
+
+@pytest.fixture(scope="module")
+def small(reference: ReferenceSet) -> ReferenceSet:
+    """Fifty different images of the demo's training set, pixels only."""
+    images = np.unique(np.asarray(reference.images), axis=0)
+    images = images[np.linspace(0, len(images) - 1, 50).astype(int)]
+    return ReferenceSet("small", images, [""] * 50, complete=True)
+
+
+def through_decoder(checkpoint: Checkpoint, images: torch.Tensor) -> torch.Tensor:
+    """The trip that every sample has been on."""
+    return checkpoint.decode(checkpoint.encode(images))
+
+
+def test_an_exact_copy_has_distance_zero_and_the_original_stands_at_the_floor(
+    checkpoint: Checkpoint, small: ReferenceSet
+) -> None:
+    """Copies through the autoencoder are found at distance 0; the stored image is a reconstruction error away."""
+    originals = small.reference_images([3, 30])
+    found = NeighborFinder(small, checkpoint).find(through_decoder(checkpoint, originals))
+    floor = (through_decoder(checkpoint, originals) - originals).flatten(1).norm(dim=1).numpy()
+    exact = found.distance < 1e-3
+    # An untrained decoder may blur an image so far that its original is not among the nearest: then it is no copy.
+    for row in np.flatnonzero(exact):
+        assert found.index[row] == [3, 30][row]
+        assert found.original_distance[row] == pytest.approx(floor[row], rel=1e-3)
+        assert found.original_distance[row] > 100 * found.distance[row]
+    candidates = small.search_pixels(through_decoder(checkpoint, originals), module.CANDIDATES)[1]
+    assert exact.tolist() == [3 in candidates[0], 30 in candidates[1]]
+
+
+def test_distances_are_to_reconstructions(checkpoint: Checkpoint, small: ReferenceSet) -> None:
+    """Among the nearest originals, the one whose reconstruction is nearest wins, at that distance."""
+    images = torch.rand(4, 1, 32, 32) * 2 - 1
+    found = NeighborFinder(small, checkpoint).find(images)
+    rebuilt = through_decoder(checkpoint, small.reference_images(list(range(50)))).flatten(1)
+    every = torch.cdist(images.flatten(1).double(), rebuilt.double()).numpy()
+    candidates = small.search_pixels(images, module.CANDIDATES)[1]
+    for row in range(4):
+        best = candidates[row][every[row][candidates[row]].argmin()]
+        assert found.distance[row] == pytest.approx(every[row][best], rel=1e-4)
+        assert every[row][found.index[row]] == pytest.approx(every[row][best], rel=1e-4)
+    assert found.clip_index is None
+    assert found.clip_similarity is None
+
+
+def test_the_same_neighbours_however_many_are_asked(checkpoint: Checkpoint, small: ReferenceSet) -> None:
+    """One by one and all at once, with reconstructions remembered or forgotten."""
+    images = torch.rand(5, 1, 32, 32) * 2 - 1
+    whole = NeighborFinder(small, checkpoint).find(images)
+    one_by_one = NeighborFinder(small, checkpoint)
+    for row in range(5):
+        found = one_by_one.find(images[row : row + 1])
+        assert found.index[0] == whole.index[row]
+        assert found.distance[0] == pytest.approx(whole.distance[row], abs=1e-3)
+
+
+def test_memory_of_reconstructions_is_bounded(
+    checkpoint: Checkpoint, small: ReferenceSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest are forgotten beyond the bound, and are made again when they are needed."""
+    monkeypatch.setattr(module, "REMEMBERED_BYTES", 10 * 4 * 32 * 32)
+    finder = NeighborFinder(small, checkpoint)
+    first = finder.reconstruct([0, 1, 2])
+    for start in range(0, 50, 5):
+        finder.reconstruct(list(range(start, start + 5)))
+    assert len(finder._remembered) <= 10
+    torch.testing.assert_close(finder.reconstruct([2, 0, 1]), first[[2, 0, 1]], rtol=0, atol=1e-4)
+    repeated = finder.reconstruct([4, 4, 4])
+    assert torch.equal(repeated[0], repeated[2])
+
+
+def test_references_of_other_sizes_and_colours_are_compared(checkpoint: Checkpoint) -> None:
+    """A colour set of larger images is brought to the checkpoint for the trip, and compared at its own size."""
+    rng = np.random.default_rng(0)
+    wide = ReferenceSet("wide", rng.integers(0, 256, (6, 48, 40, 3), dtype=np.uint8), [""] * 6, complete=False)
+    found = NeighborFinder(wide, checkpoint).find(torch.rand(2, 1, 32, 32) * 2 - 1)
+    assert found.distance.shape == (2,)
+    assert np.isfinite(found.distance).all()
+    # A checkpoint of grey images cannot copy colour: the distance is that of 3 × 48 × 40 values.
+    assert (found.distance > 1).all()
+
+
+def test_clip_neighbours_come_along(checkpoint: Checkpoint, reference: ReferenceSet) -> None:
+    """With an embedder every sample has a nearest image by cosine."""
+    found = NeighborFinder(reference, checkpoint).find(reference.reference_images([7, 8]))
+    assert found.clip_index is not None
+    assert found.clip_similarity is not None
+    np.testing.assert_allclose(found.clip_similarity, 1, atol=5e-3)
+    assert found.index.dtype == found.clip_index.dtype == np.int64
