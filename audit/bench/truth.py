@@ -1,7 +1,9 @@
 """Truth on a ladder checkpoint: N samples a prompt, nearest distances, the paper's rule.
 
-The thresholds are the valleys of the distances pooled over the prompts of the tuning split; the other prompts are
-only ever classified with them.
+Thresholds come from the prompts of the tuning split alone; the others are only ever classified with them. δ_m is the
+valley between copies and everything else. Distances between samples have no such valley on a ladder: as K grows they go
+from copies through blends to new images without a gap. δ_s is therefore conformal: the distance that a share
+`ORDINARY_RECURRENCE` of the samples of the plain captions (the largest K) falls under.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from audit.verdict.rule import CLASSES, DEFINITION_SAMPLES, class_fractions, cla
 
 #: Share of the samples that the dominant class must hold for a prompt to count in accuracies.
 DOMINANCE = 0.6
+#: Share of the samples of plain captions that count as recurring: the rate of false alarms that δ_s allows.
+ORDINARY_RECURRENCE = 0.05
 #: Rows per denoiser call.
 ROWS = 128
 
@@ -80,13 +84,13 @@ class Truth:
         rows: one per prompt.
         delta_m: nearest reference distance up to which a sample is memorized.
         delta_s: nearest sample distance up to which it recurs.
-        valleys: whether each of the two thresholds is the valley of its distances.
+        valley: whether δ_m is the valley of the distances, not the fallback.
     """
 
     rows: tuple[TruthRow, ...]
     delta_m: float
     delta_s: float
-    valleys: tuple[bool, bool]
+    valley: bool
 
 
 def split_of(index: int) -> str:
@@ -159,18 +163,23 @@ def tabulate(
     distances: Sequence[Distances],
     fallback: float,
 ) -> Truth:
-    """Apply the paper's rule, with thresholds at the valleys of the distances over the tuning split.
+    """Apply the paper's rule, with thresholds from the tuning split.
 
     Args:
         prompts: all captions.
         sizes: K of each.
         distances: of each.
-        fallback: the threshold where distances have a single peak: the ladder holds no transition, or the model was
-            trained too little.
+        fallback: δ_m where distances have a single peak: the ladder holds no transition, or the model was trained
+            too little.
     """
     tuning = [d for i, d in enumerate(distances) if split_of(i) == "tuning"]
-    valleys = [_valley(np.concatenate([getattr(d, kind) for d in tuning])) for kind in ("reference", "sample")]
-    delta_m, delta_s = (fallback if valley is None else valley for valley in valleys)
+    plain = [d for i, d in enumerate(distances) if split_of(i) == "tuning" and sizes[i] == max(sizes)] or tuning
+    delta_s = float(np.quantile(np.concatenate([d.sample for d in plain]), ORDINARY_RECURRENCE))
+    valley = True
+    try:
+        delta_m = find_valley(np.concatenate([d.reference for d in tuning]))
+    except ValueError:
+        delta_m, valley = fallback, False
     rows = []
     for index, (prompt, size, own) in enumerate(zip(prompts, sizes, distances, strict=True)):
         fractions = class_fractions(classify_samples(own.reference, own.sample, delta_m, delta_s))
@@ -189,14 +198,7 @@ def tabulate(
                 sample_distance=round(float(np.median(own.sample)), 3),
             )
         )
-    return Truth(tuple(rows), delta_m, delta_s, (valleys[0] is not None, valleys[1] is not None))
-
-
-def _valley(distances: NDArray[np.float64]) -> float | None:
-    try:
-        return find_valley(distances)
-    except ValueError:
-        return None
+    return Truth(tuple(rows), delta_m, delta_s, valley)
 
 
 def save_truth(truth: Truth, file: Path) -> None:

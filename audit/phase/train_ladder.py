@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from audit.bench.fitting import fit_calibration
-from audit.bench.truth import measure_distances, save_truth, tabulate
+from audit.bench.truth import ORDINARY_RECURRENCE, measure_distances, save_truth, tabulate
 from audit.model.loading import load_checkpoint
 from audit.phase import networks
 from audit.phase.card import write_card
@@ -119,17 +119,14 @@ def _measure(recipe: Recipe, ladder: Ladder, reference: ReferenceSet, out: Path,
     dimension = reference.vectors(reference.reference_images([0])).shape[1]
     truth = tabulate(ladder.captions, ladder.sizes, distances, fallback=UNCALIBRATED_RMS * dimension**0.5)
     save_truth(truth, out / "truth.jsonl")
-    thresholds = " and ".join(
-        f"{name} is {'the valley of its distances' if valley else 'a guess, for its distances have no valley'}"
-        for name, valley in zip(("δ_m", "δ_s"), truth.valleys, strict=True)
-    )
+    valley = "the valley of the distances" if truth.valley else "a guess, for the distances have no valley"
     calibration = fit_calibration(
         checkpoint,
         reference,
         truth,
         sampler,
-        source=f"the tuning half of the ladder's {len(truth.rows)} captions, {DEFINITION_SAMPLES} samples each; "
-        + thresholds,
+        source=f"the tuning half of the ladder's {len(truth.rows)} captions, {DEFINITION_SAMPLES} samples each: "
+        f"δ_m is {valley}, δ_s is what {ORDINARY_RECURRENCE:.0%} of the plain captions' samples fall under",
     )
     calibration.save(out / "checkpoint" / "calibration.json")
 

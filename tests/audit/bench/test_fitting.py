@@ -52,7 +52,7 @@ def test_predictions_are_those_of_the_relation() -> None:
     seed=st.integers(0, 1000),
 )
 def test_weights_are_never_negative(signs: tuple[float, float, float], n: int, seed: int) -> None:
-    """Attractors are curved and seeds meet at them: a relation the other way round gets weight 0, not a negative one."""
+    """A relation the other way round, against theory, gets weight 0 and never a negative one."""
     features, recurring = planted(n, dict(zip(WITH_CURVATURE, signs, strict=True)), seed=seed)
     fitted = fit_recurrence(features, recurring, WITH_CURVATURE, SAMPLES)
     assert min(fitted.weights) >= 0

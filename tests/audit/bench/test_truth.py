@@ -33,11 +33,13 @@ def table() -> tuple[list[str], list[int], list[Distances]]:
 
 
 def test_classes_dominate_by_the_rule() -> None:
-    """Thresholds are the valleys, fractions those of the samples, and no class dominates a mixture."""
-    truth = tabulate(*table(), fallback=3.0)
-    assert truth.valleys == (True, True)
+    """δ_m is the valley, δ_s what 5% of the plain samples fall under, and no class dominates a mixture."""
+    prompts, sizes, every = table()
+    truth = tabulate(prompts, sizes, every, fallback=3.0)
+    assert truth.valley
     assert 0.8 < truth.delta_m < 6
-    assert 0.8 < truth.delta_s < 6
+    plain = next(d for i, d in enumerate(every) if split_of(i) == "tuning" and sizes[i] == 500)
+    assert (plain.sample <= truth.delta_s).mean() == pytest.approx(0.05, abs=0.01)
     assert [row.dominant for row in truth.rows] == [
         "memorized", "memorized", "spurious", "spurious", "generalized", "generalized", "", "",
     ]  # fmt: skip
@@ -49,7 +51,7 @@ def test_classes_dominate_by_the_rule() -> None:
 
 
 def test_held_out_prompts_do_not_move_the_thresholds() -> None:
-    """Only the tuning half decides where the valleys are."""
+    """Only the tuning half decides where the thresholds are."""
     prompts, sizes, every = table()
     changed = [
         replace(d, reference=d.reference * 3, sample=d.sample * 3) if split_of(i) == "held-out" else d
@@ -60,13 +62,13 @@ def test_held_out_prompts_do_not_move_the_thresholds() -> None:
 
 
 def test_without_a_transition_the_fallback_is_used() -> None:
-    """A model that copies nothing has no valleys, and says so."""
+    """A model that copies nothing has no valley, and says so."""
     prompts, sizes, every = table()
     rng = np.random.default_rng(1)
     flat = [Distances(*rng.lognormal(2, 0.2, (3, 400))) for _ in every]
     truth = tabulate(prompts, sizes, flat, fallback=1.25)
-    assert (truth.delta_m, truth.delta_s) == (1.25, 1.25)
-    assert truth.valleys == (False, False)
+    assert truth.delta_m == 1.25
+    assert not truth.valley
     assert {row.dominant for row in truth.rows} == {"generalized"}
 
 
