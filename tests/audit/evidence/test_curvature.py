@@ -168,7 +168,7 @@ def test_lanczos_of_full_length_is_dense(width: float) -> None:
         CurvatureSettings("lanczos", noise_levels=levels, probes=2000, steps=8, baseline=False),
     )  # fmt: skip
     for a, b in zip(dense, whole, strict=True):
-        assert b.prompt.trace == pytest.approx(a.prompt.trace, rel=0.02)
+        assert b.prompt.trace == pytest.approx(a.prompt.trace, abs=0.05)
         assert b.prompt.log_volume == pytest.approx(a.prompt.log_volume, abs=0.05)
         assert b.prompt.flat_share == pytest.approx(a.prompt.flat_share, abs=0.02)
         # Every Krylov space is the whole space, so Ritz values are eigenvalues.
