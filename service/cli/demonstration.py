@@ -60,22 +60,24 @@ def demo(
                     raise result
                 reports.append(result)
     print_reports(out, reports, truths=[_truth(row) for row in rows], explain=False)
-    # Of each class the prompt with the most training images: its recall, if it is recall, has several images.
-    shown = {row["dominant"]: report for row, report in zip(rows, reports, strict=True)}.values()
+    # Of each class the surest verdict: the sheet shows what the class looks like, the table how good the guesses are.
+    surest = sorted(zip(rows, reports, strict=True), key=lambda pair: pair[1].confidence)
+    by_class = {row["dominant"]: report for row, report in surest}
+    shown = [by_class[name] for name in MARKS if name in by_class]
     for report in shown:
         out.print(Text(f"Why “{report.prompt}” is ").append(mark(report_pb2.Verdict.Name(report.verdict))).append(":"))
         print_reasons(out, report)
     right = sum(
         report_pb2.Verdict.Name(report.verdict) == row["dominant"] for report, row in zip(reports, rows, strict=True)
     )
-    write_contact_sheet([*shown], image)
+    write_contact_sheet(shown, image)
     out.print()
     out.print(f"{right} of {len(rows)} verdicts agree with the truth; {time.monotonic() - begin:.0f} seconds in all.")
     out.print(Text(f"What the seeds gave, beside the nearest training images: {image}"), soft_wrap=True)
 
 
 def choose(truth: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """A few prompts of each class, of those that were not used for tuning, spread over the sizes of their sets."""
+    """A few prompts of each class, of those that were not used for tuning: the middles of equal parts, by size."""
     chosen: list[Mapping[str, Any]] = []
     for name in MARKS:
         rows = sorted(
@@ -83,7 +85,7 @@ def choose(truth: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
             key=lambda row: row["images"],
         )
         count = min(EACH, len(rows))
-        chosen += [rows[round(index * (len(rows) - 1) / max(1, count - 1))] for index in range(count)]
+        chosen += [rows[(2 * part + 1) * len(rows) // (2 * count)] for part in range(count)]
     return chosen
 
 
