@@ -194,8 +194,13 @@ class ReferenceSet:
 
         k is cut to the size of the set.
         """
-        squared, indices = self._pixels.search(self.vectors(images).numpy(), min(k, len(self)))
-        return np.sqrt(np.maximum(squared, 0)), indices
+        vectors = self.vectors(images).numpy()
+        _, indices = self._pixels.search(vectors, min(k, len(self)))
+        # FAISS expands the square, which leaves a copy at a small distance of its own; these few are taken exactly.
+        found = self._pixels.reconstruct_batch(indices.ravel()).reshape(*indices.shape, -1)
+        distances = np.linalg.norm(found - vectors[:, None], axis=2)
+        order = distances.argsort(axis=1, kind="stable")
+        return np.take_along_axis(distances, order, 1), np.take_along_axis(indices, order, 1)
 
     def search_clip(self, images: Tensor, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None:
         """Cosine similarities in [-1, 1] to the k nearest images and their indices; None without an embedder."""

@@ -72,10 +72,18 @@ def server() -> Iterator[str]:
         yield running.address
 
 
+#: Whoever runs the tests in the background may have told them to ignore Ctrl-C, which children inherit.
+WITH_CTRL_C = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("service.cli", run_name="__main__", alter_sys=True)
+"""
+
+
 def start_basin(*arguments: object) -> subprocess.Popen[str]:
     """The command line as a process of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "service.cli", *map(str, arguments)],
+        [sys.executable, "-c", WITH_CTRL_C, *map(str, arguments)],
         cwd=Path(__file__).parents[2],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
