@@ -76,7 +76,7 @@ def served() -> Iterator[tuple[BasinClient, int]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "service.cli", "serve", "--listen", f"127.0.0.1:{port}", "--metrics-listen", "off"]
+    command = [sys.executable, "-m", "service.cli", "serve", "--listen", f"127.0.0.1:{port}", "--metrics", "off"]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         client, deadline = BasinClient(f"127.0.0.1:{port}"), time.monotonic() + 180

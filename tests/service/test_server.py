@@ -95,11 +95,12 @@ def test_stop_without_grace(prompts: list[str]) -> None:
     with start_server(settings) as server:
         assert server.wait_ready(LONG)
         client = Client.of(server)
-        calls = [client.stream(endless(prompt)) for prompt in prompts[:2]]
-        until_sampling(calls[0])
-        assert next(calls[1]).progress.stage == "queued"
+        working = client.stream(endless(prompts[0]))
+        until_sampling(working)
+        waiting = client.stream(endless(prompts[1]))
+        assert next(waiting).progress.stage == "queued"
         server.stop(grace=0.2)
-        for call in calls:
+        for call in (working, waiting):
             with pytest.raises(grpc.RpcError) as ended:
                 list(call)
             stopped = failure_of(ended.value)
