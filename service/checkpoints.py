@@ -29,7 +29,7 @@ from audit.verdict.calibration import Calibration
 from service.config import CheckpointEntry
 from service.log import Logger
 from service.metrics import Metrics
-from service.status import NotLoaded
+from service.status import NotLoaded, NotReady
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -151,10 +151,18 @@ class CheckpointRegistry:
 
         Raises:
             NotFound: no such id.
+            NotReady: it is being loaded.
             NotLoaded: it is not in memory, or on its way out.
         """
         registered = self._find(id_)
         if registered.loaded is None:
+            if "load" in registered.tasks:
+                raise NotReady(
+                    f"the checkpoint {id_!r} is being loaded",
+                    reason="CHECKPOINT_LOADING",
+                    field="checkpoint",
+                    retry_seconds=1.0,
+                )
             why = f": {registered.error}" if registered.error else ""
             raise NotLoaded(
                 f"the checkpoint {id_!r} is not loaded{why}", reason="CHECKPOINT_NOT_LOADED", field="checkpoint"

@@ -168,11 +168,13 @@ class Server:
         self._logger.info("stopped")
 
     async def _load(self) -> None:
-        await self._references.load()
-        self._refresh()
-        for id_ in sorted(self._awaited):
+        async def load(id_: str) -> None:
             with contextlib.suppress(AuditError):  # it was logged, and the others can still be served
                 await self._checkpoints.load(id_)
+
+        # All at once, though one thread loads them: an audit that comes meanwhile learns that it is only early.
+        await asyncio.gather(self._references.load(), *map(load, sorted(self._awaited)))
+        self._refresh()
         self.settled.set()
         self._logger.info("ready" if self.ready else "not ready", checkpoints_missing=sorted(self._awaited))
 

@@ -60,14 +60,18 @@ def seconds(work: Callable[[], object], repeats: int = 5) -> list[float]:
     return found
 
 
-def forward_seconds(rows: int, repeats: int = 20) -> float:
-    """Median wall seconds of one bare UNet call with so many rows."""
+def bare_forward(rows: int) -> Callable[[], object]:
+    """A call of the bare UNet with so many rows."""
     model = checkpoint()
     x = torch.randn(rows, *model.latent_shape(model.defaults))
     t = torch.full((rows,), 500)
     condition = repeat(model.encode_prompts([truth()[0].prompt]), rows)
-    with torch.inference_mode():
-        return float(np.median(seconds(lambda: model.denoiser.native(x, t, condition), repeats)))
+    return torch.inference_mode()(lambda: model.denoiser.native(x, t, condition))
+
+
+def forward_seconds(rows: int, repeats: int = 20) -> float:
+    """Median wall seconds of one bare UNet call with so many rows."""
+    return float(np.median(seconds(bare_forward(rows), repeats)))
 
 
 @contextmanager

@@ -120,6 +120,28 @@ def test_unload_goes_on_when_its_caller_leaves(client: Client, prompts: list[str
     assert _unload(client, "copy").state == checkpoint_pb2.CHECKPOINT_STATE_UNLOADED
 
 
+def test_audits_are_put_off_while_loading(client: Client, prompts: list[str]) -> None:
+    """An audit of a checkpoint that is on its way in is told to come again, and served then."""
+    _load(client, "copy")
+    request = endless(prompts[0])
+    request.checkpoint = "copy"
+    call = client.stream(request)
+    until_sampling(call)
+    with ThreadPoolExecutor(2) as callers:
+        callers.submit(_unload, client, "copy")
+        eventually(lambda: _listed(client, "copy").state == checkpoint_pb2.CHECKPOINT_STATE_UNLOADED)
+        loading = callers.submit(_load, client, "copy")  # it waits for the unloading, which waits for the audit
+        early = small(prompts[0], checkpoint="copy")
+        eventually(lambda: failure(lambda: client.audit(early)).reason == "CHECKPOINT_LOADING")
+        refused = failure(lambda: client.audit(early))
+        assert refused.code is grpc.StatusCode.UNAVAILABLE
+        assert refused.retry_seconds
+        call.cancel()
+        assert loading.result().state == checkpoint_pb2.CHECKPOINT_STATE_READY
+    assert client.audit(early)
+    _unload(client, "copy")
+
+
 @pytest.mark.parametrize(
     ("id_", "reason"),
     [

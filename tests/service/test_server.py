@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from audit.model.sampling import SCHEDULERS
 from audit.v1 import audit_pb2, info_pb2
+from service.client import BasinClient
 from service.config import ConfigError, load_settings
 from service.server import SERVICES, start_server
 from tests.service.helpers import (
@@ -74,6 +75,15 @@ def test_not_ready_while_a_checkpoint_is_missing(folders: Any, prompts: list[str
         assert client.health("audit.v1.CheckpointService") == SERVING
         for checkpoint in ("demo", "b"):
             assert client.audit(small(prompts[0], checkpoint=checkpoint))
+
+
+def test_early_client(prompts: list[str]) -> None:
+    """A client that comes while the server still loads need not know: it waits."""
+    with (
+        start_server(load_settings(listen="127.0.0.1:0", metrics="off")) as server,
+        BasinClient(server.address) as early,
+    ):
+        assert early.audit(small(prompts[0], reference="demo"))
 
 
 def test_taken_ports() -> None:
