@@ -18,7 +18,7 @@ from audit.evidence.neighbors import NeighborFinder, Neighbors
 from audit.evidence.stability import measure_stability
 from audit.model.checkpoint import Checkpoint
 from audit.model.denoiser import Condition, Denoiser, MeteredDenoiser
-from audit.model.sampling import SCHEDULERS, SamplerSettings, Samples, build_scheduler, sample
+from audit.model.sampling import SCHEDULERS, SamplerSettings, Samples, build_scheduler
 from audit.reference.images import in_chunks, pixel_vectors, to_bytes
 from audit.reference.reference_set import ReferenceSet
 from audit.report import Cost, ReferenceUsed, Report, library_versions
@@ -247,17 +247,7 @@ class Auditor:
             seeds = range(budget.first_seed, budget.first_seed + budget.seeds)
             samples = Samples.concatenate(
                 [
-                    sample(
-                        meter,
-                        build_scheduler(sampler.scheduler, checkpoint.scheduler_config),
-                        sampler,
-                        condition,
-                        unconditional,
-                        seeds[part],
-                        checkpoint.latent_shape(sampler),
-                        device=checkpoint.device,
-                        dtype=checkpoint.dtype,
-                    )
+                    checkpoint.sample(sampler, condition, unconditional, seeds[part], meter)
                     for part in in_chunks(len(seeds), GROUP)
                 ]
             )
@@ -284,7 +274,7 @@ class Auditor:
 
         tell("concluding")
         with spent.stage("concluding"):
-            fits = self.calibration.fits(checkpoint.digest, sampler)
+            fits = self.calibration.fits(checkpoint.digest, sampler, budget.curvature)
             decision = decide(
                 stability,
                 neighbors,

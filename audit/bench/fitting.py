@@ -94,6 +94,7 @@ def fit_calibration(
     provisional = Calibration(
         checkpoint_digest=checkpoint.digest,
         sampler=sampler,
+        noise_levels=budget.curvature.noise_levels,
         definition_samples=budget.definition_samples,
         delta_m=truth.delta_m,
         delta_s=truth.delta_s,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from audit.evidence.neighbors import NeighborFinder
 from audit.evidence.stability import pairwise_distances
 from audit.model.checkpoint import Checkpoint
-from audit.model.sampling import SamplerSettings, build_scheduler, sample
+from audit.model.sampling import SamplerSettings
 from audit.progress import progress_bar
 from audit.reference.reference_set import ReferenceSet
 from audit.verdict.rule import CLASSES, DEFINITION_SAMPLES, class_fractions, classify_samples, find_valley
@@ -128,17 +128,8 @@ def measure_distances(
                 condition = checkpoint.encode_prompts([prompt])
                 vectors, near, original = [], [], []
                 for start in range(0, samples, ROWS):
-                    drawn = sample(
-                        checkpoint.denoiser,
-                        build_scheduler(sampler.scheduler, checkpoint.scheduler_config),
-                        sampler,
-                        condition,
-                        unconditional,
-                        range(start, min(start + ROWS, samples)),
-                        checkpoint.latent_shape(sampler),
-                        device=checkpoint.device,
-                        dtype=checkpoint.dtype,
-                    )
+                    seeds = range(start, min(start + ROWS, samples))
+                    drawn = checkpoint.sample(sampler, condition, unconditional, seeds)
                     images = checkpoint.decode(drawn.latents).cpu()
                     neighbors = finder.find(images)
                     vectors.append(reference.vectors(images).numpy())

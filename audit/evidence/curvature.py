@@ -12,13 +12,15 @@ J of a trained network is only nearly symmetric; the asymmetry ‖J − Jᵀ‖/
 
 Two ways to the same numbers. *Dense*: J column by column, 2d evaluations. *Lanczos*: for a random sign vector v,
 vᵀf(J)v/d has mean tr f(J)/d (Hutchinson 1990), and m steps of the Arnoldi process turn it into an m-point Gauss
-quadrature (stochastic Lanczos quadrature; Ubaru, Chen & Saad 2017, section 3), 2m evaluations a probe. Products Jv are
-central differences: two plain forward passes, no autograd, any attention kernel, half precision.
+quadrature (stochastic Lanczos quadrature; Ubaru, Chen & Saad 2017, section 3), 2m evaluations a probe. Few nodes count
+poorly on either side of a threshold, so for the flat share each node is spread over ± its residual, within which there
+is an eigenvalue (Parlett 1998, theorem 4.5.1); an exact node stays a point. Products Jv are central differences: two
+plain forward passes, no autograd, any attention kernel, half precision.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -177,11 +179,11 @@ def jacobian_product(
 
 @dataclass(frozen=True)
 class _Point:
-    """What was found at one point: quadrature nodes σλ with weights that sum to 1, and the rest."""
+    """What was found at one point, as in `Spectrum`; `singular` values descend."""
 
-    nodes: np.ndarray
-    weights: np.ndarray
     trace: float
+    flat_share: float
+    log_volume: float
     singular: np.ndarray
     asymmetry: float
 
@@ -197,11 +199,12 @@ def _dense(denoiser: Denoiser, x: Tensor, t: Tensor, condition: Condition, scale
             denoiser, x[index].expand(d, *x.shape[1:]), t[index].expand(d), repeat(one, d), identity, rows
         )
         jacobian = scale[index] * columns.T
+        values = torch.linalg.eigvalsh((jacobian + jacobian.T) / 2)
         found.append(
             _Point(
-                nodes=torch.linalg.eigvalsh((jacobian + jacobian.T) / 2).numpy(),
-                weights=np.full(d, 1 / d),
                 trace=float(jacobian.trace() / d),
+                flat_share=float((values < FLAT_THRESHOLD).double().mean()),
+                log_volume=float(_log_volume(values).mean()),
                 singular=torch.linalg.svdvals(jacobian).numpy(),
                 asymmetry=_asymmetry(jacobian),
             )
@@ -247,23 +250,30 @@ def _lanczos(
             # An invariant subspace leaves nothing: the zero vector adds nodes of weight 0.
             basis[:, k + 1] = torch.where(norm[:, None] > 1e-9, rest / norm[:, None].clamp_min(1e-300), 0.0)
     symmetric = (projected + projected.transpose(1, 2)) / 2
-    values, vectors = torch.linalg.eigh(symmetric)
+    nodes, vectors = torch.linalg.eigh(symmetric)
     weights = vectors[:, 0].square()
+    residuals = norm[:, None] * vectors[:, -1].abs()
+    below = ((FLAT_THRESHOLD - nodes) / residuals.clamp_min(1e-12)).clamp(-1, 1) / 2 + 0.5
+    flat_shares = (weights * below).sum(1)
+    log_volumes = (weights * _log_volume(nodes)).sum(1)
     found = []
     for index in range(n):
         own = slice(index * probes, (index + 1) * probes)
-        nodes = values[own].flatten().numpy()
-        kept = weights[own].flatten().numpy() > 1e-12
+        seen = nodes[own][weights[own] > 1e-12].numpy()
         found.append(
             _Point(
-                nodes=nodes[kept],
-                weights=weights[own].flatten().numpy()[kept] / probes,
                 trace=float(projected[own, 0, 0].mean()),
-                singular=np.sort(np.abs(nodes[kept]))[::-1],
+                flat_share=float(flat_shares[own].mean()),
+                log_volume=float(log_volumes[own].mean()),
+                singular=np.sort(np.abs(seen))[::-1],
                 asymmetry=float(np.mean([_asymmetry(block) for block in projected[own]])),
             )
         )
     return found
+
+
+def _log_volume(values: Tensor) -> Tensor:
+    return (values.clamp_min(0) + VOLUME_RIDGE).log()
 
 
 def _asymmetry(matrix: Tensor) -> float:
@@ -271,16 +281,13 @@ def _asymmetry(matrix: Tensor) -> float:
 
 
 def _average(points: Sequence[_Point]) -> Spectrum:
-    def mean(function: Callable[[np.ndarray], np.ndarray]) -> float:
-        return float(np.mean([(point.weights * function(point.nodes)).sum() for point in points]))
-
     traces = np.asarray([point.trace for point in points])
     shown = min(SHOWN, *(len(point.singular) for point in points))
     return Spectrum(
         trace=float(traces.mean()),
         trace_error=float(traces.std(ddof=1) / len(traces) ** 0.5) if len(traces) > 1 else float("nan"),
-        flat_share=mean(lambda nodes: (nodes < FLAT_THRESHOLD).astype(float)),
-        log_volume=mean(lambda nodes: np.log(np.maximum(nodes, 0) + VOLUME_RIDGE)),
+        flat_share=float(np.mean([point.flat_share for point in points])),
+        log_volume=float(np.mean([point.log_volume for point in points])),
         top=tuple(float(v) for v in np.mean([point.singular[:shown] for point in points], axis=0)),
         bottom=tuple(float(v) for v in np.mean([point.singular[::-1][:shown] for point in points], axis=0)),
         asymmetry=float(np.mean([point.asymmetry for point in points])),

@@ -144,10 +144,11 @@ class BatchingDenoiser:
             x = torch.cat([request.x for request in batch])
             t = torch.cat([request.t for request in batch])
             condition = concatenate([request.condition for request in batch])
-            start = time.perf_counter()
             with self._lock, torch.inference_mode():
+                start = time.perf_counter()
                 output = self.inner.native(x, t, condition)
-            self._on_batch(len(x), time.perf_counter() - start)
+                seconds = time.perf_counter() - start
+            self._on_batch(len(x), seconds)
             for request, rows in zip(batch, output.split([len(r.x) for r in batch]), strict=True):
                 request.answer.set_result(rows)
         except Exception as error:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from audit.model.denoiser import Condition, Denoiser
-from audit.model.sampling import SamplerSettings
+from audit.model.sampling import SamplerSettings, Samples, build_scheduler, sample
 
 
 @dataclass(frozen=True)
@@ -54,3 +54,32 @@ class Checkpoint:
     def latent_shape(self, settings: SamplerSettings) -> tuple[int, int, int]:
         """Shape of one latent row at an image size."""
         return (self.latent_channels, settings.height // self.size_factor, settings.width // self.size_factor)
+
+    def sample(
+        self,
+        settings: SamplerSettings,
+        condition: Condition,
+        unconditional: Condition,
+        seeds: Sequence[int],
+        denoiser: Denoiser | None = None,
+    ) -> Samples:
+        """Draw one latent per seed, all in one batch; see `audit.model.sampling.sample`.
+
+        Args:
+            settings: with height and width filled in.
+            condition: of the prompt, one row.
+            unconditional: of the empty or negative prompt, one row.
+            seeds: one per sample.
+            denoiser: stands in for the checkpoint's own, e.g. one that counts or merges batches.
+        """
+        return sample(
+            denoiser or self.denoiser,
+            build_scheduler(settings.scheduler, self.scheduler_config),
+            settings,
+            condition,
+            unconditional,
+            seeds,
+            self.latent_shape(settings),
+            device=self.device,
+            dtype=self.dtype,
+        )

@@ -37,7 +37,8 @@ class SamplerSettings:
     Attributes:
         scheduler: a key of `SCHEDULERS`, or "" for the checkpoint's own.
         steps: denoiser steps per image.
-        guidance: weight of classifier-free guidance (Ho & Salimans 2022, as diffusers counts it: 1 is none).
+        guidance: weight of classifier-free guidance (Ho & Salimans 2022, as diffusers counts it: 1 is none). Weights
+            under 1 lean towards the unconditional branch; diffusers' pipelines take them for 1.
         negative_prompt: conditions the other branch of the guidance.
         height: of the image, in pixels.
         width: of the image, in pixels.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -118,6 +119,20 @@ class Ladder(BaseModel):
     sizes: tuple[int, ...]
     owners: NDArray[np.int64]
     images: NDArray[np.uint8]
+
+    def draw_images(self, captions: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """One image of each caption, every one of its K as likely.
+
+        Args:
+            captions: int64, shape (n,): caption indices.
+            generator: of the draws.
+
+        Returns:
+            int64, shape (n,): rows of `images`.
+        """
+        sizes = torch.tensor(self.sizes)
+        first = sizes.cumsum(0) - sizes
+        return first[captions] + (torch.rand(len(captions), generator=generator) * sizes[captions]).long()
 
 
 def lay_out(recipe: Recipe, data: LabeledImages) -> Ladder:

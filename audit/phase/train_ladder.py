@@ -200,15 +200,12 @@ def _train_denoiser(
     text_encoder = networks.build_text_encoder(recipe, tokenizer)
     unet = networks.build_unet(recipe, latents.shape[-1]).to(memory_format=torch.channels_last)
     prompts = tokenizer([*ladder.captions, ""], padding="max_length", truncation=False, return_tensors="pt").input_ids
-    first = torch.from_numpy(np.searchsorted(ladder.owners, np.arange(len(ladder.captions))))
-    sizes = torch.tensor(ladder.sizes)
     empty = len(ladder.captions)
 
     def loss(generator: torch.Generator) -> Tensor:
         n = recipe.batch_size
-        caption = torch.randint(len(sizes), (n,), generator=generator)
-        within = (torch.rand(n, generator=generator) * sizes[caption]).long()
-        clean = latents[first[caption] + within]
+        caption = torch.randint(len(ladder.captions), (n,), generator=generator)
+        clean = latents[ladder.draw_images(caption, generator)]
         noise = torch.randn(clean.shape, generator=generator)
         t = torch.randint(1000, (n,), generator=generator)
         noisy = scheduler.add_noise(clean, noise, t)
@@ -233,13 +230,12 @@ def _train_clip(recipe: Recipe, ladder: Ladder, tokenizer: CLIPTokenizer, pixels
     clip = networks.build_clip(tokenizer)
     contrast = open_clip.ClipLoss()
     prompts = tokenizer(list(ladder.captions), padding="max_length", return_tensors="pt").input_ids
-    first = torch.from_numpy(np.searchsorted(ladder.owners, np.arange(len(ladder.captions))))
-    sizes = torch.tensor(ladder.sizes)
+    every = torch.arange(len(ladder.captions))
 
     def loss(generator: torch.Generator) -> Tensor:
         # One image of every caption: no caption stands twice in a batch, so every off-diagonal pair is a negative.
-        within = (torch.rand(len(sizes), generator=generator) * sizes).long()
-        image_features, text_features, scale = clip(pixels[first + within].expand(-1, 3, -1, -1), prompts)
+        images = pixels[ladder.draw_images(every, generator)]
+        image_features, text_features, scale = clip(images.expand(-1, 3, -1, -1), prompts)
         return cast(Tensor, contrast(image_features, text_features, scale))
 
     return run(

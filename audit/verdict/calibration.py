@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, PositiveFloat, ValidationError, model_validator
 
 from audit.errors import InvalidInput
-from audit.evidence.curvature import CurvatureLevel
+from audit.evidence.curvature import CurvatureLevel, CurvatureSettings
 from audit.evidence.stability import Stability
 from audit.model.sampling import SamplerSettings
 
@@ -67,11 +67,12 @@ class RecurrenceEstimator(_Model):
 
 
 class Calibration(_Model):
-    """Thresholds and estimators of one checkpoint under one setting of the sampler.
+    """Thresholds and estimators of one checkpoint under one setting of the sampler and of the curvature.
 
     Attributes:
         checkpoint_digest: of the weights it was made with; "" for the built-in defaults.
         sampler: the settings it was made with; None for the built-in defaults.
+        noise_levels: at which curvature was measured, which its features are means over.
         definition_samples: N.
         delta_m: distance to the nearest reference up to which a sample is memorized; None: `UNCALIBRATED_RMS`.
         delta_s: distance to the nearest other sample up to which it recurs; None: `UNCALIBRATED_RMS`.
@@ -83,6 +84,7 @@ class Calibration(_Model):
 
     checkpoint_digest: str = ""
     sampler: SamplerSettings | None = None
+    noise_levels: tuple[float, ...]
     definition_samples: int = 512
     delta_m: PositiveFloat | None = None
     delta_s: PositiveFloat | None = None
@@ -104,9 +106,13 @@ class Calibration(_Model):
             default if self.delta_s is None else self.delta_s,
         )
 
-    def fits(self, checkpoint_digest: str, sampler: SamplerSettings) -> bool:
-        """Whether these are the checkpoint and the sampler settings it was made with."""
-        return self.checkpoint_digest == checkpoint_digest and self.sampler == sampler
+    def fits(self, checkpoint_digest: str, sampler: SamplerSettings, curvature: CurvatureSettings) -> bool:
+        """Whether these are the checkpoint and the settings it was made with; unused noise levels do not count."""
+        return (
+            self.checkpoint_digest == checkpoint_digest
+            and self.sampler == sampler
+            and (curvature.method == "off" or curvature.noise_levels == self.noise_levels)
+        )
 
     def save(self, path: Path) -> None:
         """Write as JSON."""

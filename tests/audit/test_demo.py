@@ -11,6 +11,7 @@ from audit import demo
 from audit.auditor import Auditor
 from audit.bench.text_control import text_only_auc
 from audit.bench.truth import DOMINANCE, TruthRow, load_truth
+from audit.evidence.curvature import CurvatureSettings
 from audit.evidence.neighbors import NeighborFinder
 from audit.model.checkpoint import Checkpoint
 from audit.model.sampling import SamplerSettings
@@ -40,7 +41,7 @@ def test_the_calibration_fits_the_weights(checkpoint: Checkpoint) -> None:
     """It was made with these weights, and its sampler is one the checkpoint can run."""
     calibration = demo.calibration()
     assert isinstance(calibration.sampler, SamplerSettings)
-    assert calibration.fits(checkpoint.digest, calibration.sampler)
+    assert calibration.fits(checkpoint.digest, calibration.sampler, CurvatureSettings())
     assert Auditor(checkpoint, None, calibration).resolve_sampler() == calibration.sampler
 
 

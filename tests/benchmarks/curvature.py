@@ -15,7 +15,6 @@ from audit.evidence.curvature import (
 )
 from audit.model.denoiser import Schedule
 from audit.model.empirical import EmpiricalDenoiser
-from audit.model.sampling import build_scheduler, sample
 from tests.benchmarks.common import BENCHMARK_SEED, checkpoint, markdown, truth
 
 #: The matrix-free setting that is compared with the dense one.
@@ -97,15 +96,7 @@ def _demo_table() -> str:
         if seen[row.images] > PROMPTS_PER_SIZE:
             continue
         condition = model.encode_prompts([row.prompt])
-        latents = sample(
-            model.denoiser,
-            build_scheduler(sampler.scheduler, model.scheduler_config),
-            sampler,
-            condition,
-            empty,
-            range(BENCHMARK_SEED, BENCHMARK_SEED + 4),
-            model.latent_shape(sampler),
-        ).latents
+        latents = model.sample(sampler, condition, empty, range(BENCHMARK_SEED, BENCHMARK_SEED + 4)).latents
         dense = measure_curvature(
             model.denoiser, latents, condition, empty, CurvatureSettings(method="dense", baseline=False)
         )

@@ -295,6 +295,18 @@ def test_an_invariant_subspace_ends_early(method: str) -> None:
     assert level.prompt.bottom[0] == pytest.approx(0.0, abs=1e-9)
 
 
+@pytest.mark.parametrize("highest", [0.15, 0.3, 0.5, 0.8, 1.2])
+@pytest.mark.parametrize("power", [1, 3])
+def test_few_lanczos_steps_count_flat_directions(highest: float, power: int) -> None:
+    """Four steps find the share of a smooth spectrum under the threshold within 0.06, wherever the threshold falls."""
+    values = highest * torch.linspace(0, 1, 200, dtype=torch.float64) ** power
+    (level,) = measure_curvature(
+        Linear(torch.diag(values)), torch.zeros(4, 200, dtype=torch.float64), {}, {},
+        CurvatureSettings(probes=8, steps=4, noise_levels=(0.5,), baseline=False),
+    )  # fmt: skip
+    assert level.prompt.flat_share == pytest.approx(float((values < FLAT_THRESHOLD).double().mean()), abs=0.06)
+
+
 def test_a_null_jacobian_is_flat() -> None:
     """Where the denoiser ignores its input every direction is flat."""
     denoiser, latents = Linear(torch.zeros(6, 6)), torch.zeros(2, 6)

@@ -33,6 +33,7 @@ def calibration(concentration: float = 12.0, **changes: object) -> Calibration:
     )
     return Calibration(
         checkpoint_digest="sha256:abc",
+        noise_levels=(0.15, 0.35),
         delta_m=DELTA_M,
         delta_s=DELTA_S,
         with_curvature=estimator,

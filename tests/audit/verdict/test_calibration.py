@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from audit import demo
 from audit.errors import InvalidInput
+from audit.evidence.curvature import CurvatureSettings
 from audit.model.sampling import SamplerSettings
 from audit.verdict.calibration import FEATURES, Calibration, recurrence_features
 from tests.audit.verdict.evidence_made import DELTA_S, calibration, curvature, stability
@@ -84,10 +85,13 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 def test_it_fits_its_checkpoint_and_sampler_alone() -> None:
     """Another checkpoint, another number of steps, or the built-in defaults: it does not fit."""
     made = calibration(sampler=SAMPLER)
-    assert made.fits("sha256:abc", SAMPLER)
-    assert not made.fits("sha256:def", SAMPLER)
-    assert not made.fits("sha256:abc", SamplerSettings(steps=21, guidance=1.0, height=32, width=32))
-    assert not demo.default_calibration().fits("", SAMPLER)
+    levels = CurvatureSettings(noise_levels=made.noise_levels)
+    assert made.fits("sha256:abc", SAMPLER, levels)
+    assert not made.fits("sha256:def", SAMPLER, levels)
+    assert not made.fits("sha256:abc", SamplerSettings(steps=21, guidance=1.0, height=32, width=32), levels)
+    assert not made.fits("sha256:abc", SAMPLER, CurvatureSettings(noise_levels=(0.2,)))
+    assert made.fits("sha256:abc", SAMPLER, CurvatureSettings("off", noise_levels=(0.2,)))
+    assert not demo.default_calibration().fits("", SAMPLER, levels)
 
 
 def test_built_in_defaults_have_no_thresholds() -> None:
