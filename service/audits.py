@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -27,6 +26,7 @@ from service.log import Logger
 from service.metrics import Metrics
 from service.references import ReferenceRegistry
 from service.status import DEADLINE_EXCEEDED, ShuttingDown
+from service.threads import lone_threads
 
 #: Seconds between two progress messages of one stream.
 PROGRESS_INTERVAL = 0.1
@@ -161,7 +161,7 @@ class Audits:
         self._metrics = metrics
         self._logger = logger
         self._line = Line(settings.concurrent_audits, settings.queue, "audits", "QUEUE_FULL")
-        self._executor = ThreadPoolExecutor(settings.concurrent_audits, thread_name_prefix="basin-audit")
+        self._executor = lone_threads(settings.concurrent_audits, "audit")
         self._jobs: set[Job] = set()
         self._answers: Answers[Job] = Answers()
         metrics.watch_queue(lambda: self._line.waiting, lambda: self._line.busy)

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import ParamSpec, TypeVar
+from functools import partial
 
 import torch
 
@@ -30,28 +29,14 @@ from service.config import CheckpointEntry
 from service.log import Logger
 from service.metrics import Metrics
 from service.status import NotLoaded, NotReady
-
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
-
-
-class DeviceLocks:
-    """One lock per device: whatever keeps a device busy holds it, so that computations queue and do not compete."""
-
-    def __init__(self) -> None:
-        self._locks: dict[str, threading.Lock] = {}
-        self._own = threading.Lock()
-
-    def __getitem__(self, device: str) -> threading.Lock:
-        with self._own:
-            return self._locks.setdefault(device, threading.Lock())
+from service.threads import Devices
 
 
 class LoadedCheckpoint:
     """A checkpoint in memory with all that audits need of it.
 
     Args:
-        checkpoint: whose functions wait for the device like everybody.
+        checkpoint: whose functions run in the thread of their device.
         batching: merges the denoiser calls of its audits.
         calibration: of its verdicts.
     """
@@ -97,7 +82,7 @@ class CheckpointRegistry:
     Args:
         entries: by id.
         executor: the one thread that loads.
-        locks: of devices.
+        devices: that compute.
         metrics: of the server.
         logger: of the server.
         batch_rows: most rows in a forward pass.
@@ -110,7 +95,7 @@ class CheckpointRegistry:
         entries: Mapping[str, CheckpointEntry],
         *,
         executor: Executor,
-        locks: DeviceLocks,
+        devices: Devices,
         metrics: Metrics,
         logger: Logger,
         batch_rows: int,
@@ -119,7 +104,7 @@ class CheckpointRegistry:
     ) -> None:
         self._registered = {id_: _Registered(id_, entry) for id_, entry in sorted(entries.items())}
         self._executor = executor
-        self._locks = locks
+        self._devices = devices
         self._metrics = metrics
         self._logger = logger
         self._batch_rows = batch_rows
@@ -275,29 +260,19 @@ class CheckpointRegistry:
         except Exception as error:  # a device that is not there, memory that is not enough
             text = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise BrokenCheckpoint(text, reason="CHECKPOINT_DAMAGED", field="checkpoint") from error
-        lock = self._locks[str(loaded.device)]
-        guarded = replace(
+        run = partial(self._devices.run, str(loaded.device))
+        moved = replace(
             loaded,
-            decode=_holding(lock, loaded.decode),
-            encode=_holding(lock, loaded.encode),
+            decode=lambda latents: run(partial(loaded.decode, latents)),
+            encode=lambda images: run(partial(loaded.encode, images)),
             # Tokenizers do not bear several threads at once either.
-            encode_prompts=_holding(lock, loaded.encode_prompts),
+            encode_prompts=lambda prompts: run(partial(loaded.encode_prompts, prompts)),
         )
         batching = BatchingDenoiser(
             loaded.denoiser,
             max_rows=self._batch_rows,
             max_wait=self._batch_wait_seconds,
-            lock=lock,
+            run=run,
             on_batch=lambda rows, seconds: self._metrics.observe_pass(id_, rows, seconds),
         )
-        return LoadedCheckpoint(guarded, batching, calibration)
-
-
-def _holding(lock: threading.Lock, function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """The function, which holds a lock while it runs."""
-
-    def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        with lock:
-            return function(*args, **kwargs)
-
-    return call
+        return LoadedCheckpoint(moved, batching, calibration)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -37,6 +36,7 @@ from service.metrics import Metrics
 from service.paging import page
 from service.references import ReferenceRegistry, check_search, search
 from service.status import code_of, within
+from service.threads import lone_threads
 
 #: Searches worked on at once. They are short, and compete with audits for the same cores.
 CONCURRENT_SEARCHES = 2
@@ -148,7 +148,7 @@ class ReferenceHandlers(reference_pb2_grpc.ReferenceServiceServicer):
         self._references = references
         self._image_bytes = settings.limits.image_bytes
         self._line = Line(CONCURRENT_SEARCHES, settings.queue, "searches", "SEARCHES_FULL")
-        self._executor = ThreadPoolExecutor(CONCURRENT_SEARCHES, thread_name_prefix="basin-search")
+        self._executor = lone_threads(CONCURRENT_SEARCHES, "search")
 
     async def ListReferences(
         self, request: reference_pb2.ListReferencesRequest, context: Context

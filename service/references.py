@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,10 @@ from audit.errors import AuditError, BrokenReference, InvalidInput, NotFound
 from audit.reference.images import read_image, to_float
 from audit.reference.reference_set import ReferenceSet
 from audit.v1 import reference_pb2, report_pb2
-from service.checkpoints import DeviceLocks
 from service.log import Logger
 from service.metrics import Metrics
 from service.status import NotReady
+from service.threads import Devices
 from service.wire import picture
 
 DEFAULT_HITS = 10
@@ -29,7 +30,7 @@ class ReferenceRegistry:
     Args:
         folders: by name.
         executor: the one thread that loads.
-        locks: of devices.
+        devices: that compute.
         metrics: of the server.
         logger: of the server.
     """
@@ -39,13 +40,13 @@ class ReferenceRegistry:
         folders: Mapping[str, Path],
         *,
         executor: Executor,
-        locks: DeviceLocks,
+        devices: Devices,
         metrics: Metrics,
         logger: Logger,
     ) -> None:
         self._folders = dict(sorted(folders.items()))
         self._executor = executor
-        self._locks = locks
+        self._devices = devices
         self._metrics = metrics
         self._logger = logger
         self._loaded: dict[str, ReferenceSet] = {}
@@ -119,7 +120,7 @@ class ReferenceRegistry:
             raise BrokenReference(text, reason="REFERENCE_DAMAGED", field="reference") from error
         reference.name = name
         if reference.embedder is not None:
-            reference.embedder.lock = self._locks[reference.embedder.device]
+            reference.embedder.run = partial(self._devices.run, reference.embedder.device)
         return reference
 
 

@@ -7,7 +7,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Coroutine
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import diffusers
 import grpc
@@ -29,12 +29,13 @@ from audit.v1 import (
 )
 from service.audits import Audits
 from service.calls import Calls
-from service.checkpoints import CheckpointRegistry, DeviceLocks
+from service.checkpoints import CheckpointRegistry
 from service.config import ConfigError, Settings
 from service.handlers import AuditHandlers, CheckpointHandlers, InfoHandlers, ReferenceHandlers
 from service.log import Logger, make_logger
 from service.metrics import Metrics, MetricsServer
 from service.references import ReferenceRegistry
+from service.threads import Devices, lone_threads
 
 SERVICES = tuple(
     module.DESCRIPTOR.services_by_name[name].full_name
@@ -70,12 +71,12 @@ class Server:
         self._logger = logger
         self.address = self.metrics_address = ""
         self._metrics = Metrics(settings.all_checkpoints, settings.all_references)
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="basin-loader")
-        locks = DeviceLocks()
+        self._loader = lone_threads(1, "loader")
+        self._devices = Devices()
         self._checkpoints = CheckpointRegistry(
             settings.all_checkpoints,
             executor=self._loader,
-            locks=locks,
+            devices=self._devices,
             metrics=self._metrics,
             logger=logger,
             batch_rows=settings.batch_rows,
@@ -83,7 +84,7 @@ class Server:
             on_change=self._refresh,
         )
         self._references = ReferenceRegistry(
-            settings.all_references, executor=self._loader, locks=locks, metrics=self._metrics, logger=logger
+            settings.all_references, executor=self._loader, devices=self._devices, metrics=self._metrics, logger=logger
         )
         self._audits = Audits(settings, self._checkpoints, self._references, self._metrics, logger)
         self._awaited = {id_ for id_, entry in settings.all_checkpoints.items() if entry.preload}
@@ -163,6 +164,7 @@ class Server:
         self._audits.close()
         self._search_handlers.close()
         self._loader.shutdown()
+        self._devices.close()
         if self._metrics_server is not None:
             self._metrics_server.close()
         self._logger.info("stopped")

@@ -44,7 +44,7 @@ class BatchingDenoiser:
         inner: evaluates the merged batches; called by one thread at a time.
         max_rows: most rows in a forward pass.
         max_wait: seconds that a call may wait for other lanes to join it.
-        lock: held during every forward pass, shared with whatever else keeps the device busy.
+        run: calls a function, e.g. in the thread of the device; every forward pass goes through it.
         on_batch: called after every forward pass with its rows and its seconds.
     """
 
@@ -54,13 +54,13 @@ class BatchingDenoiser:
         *,
         max_rows: int = 128,
         max_wait: float = 0.005,
-        lock: threading.Lock | None = None,
+        run: Callable[[Callable[[], None]], None] = lambda function: function(),
         on_batch: Callable[[int, float], None] = lambda rows, seconds: None,
     ) -> None:
         self.inner = inner
         self.max_rows = max_rows
         self.max_wait = max_wait
-        self._lock = lock or threading.Lock()
+        self._on_device = run
         self._on_batch = on_batch
         self._changed = threading.Condition()
         self._waiting: list[_Request] = []
@@ -141,22 +141,23 @@ class BatchingDenoiser:
 
     def _run(self, batch: list[_Request]) -> None:
         try:
-            x = torch.cat([request.x for request in batch])
-            t = torch.cat([request.t for request in batch])
-            condition = concatenate([request.condition for request in batch])
-            with self._lock, torch.inference_mode():
-                start = time.perf_counter()
-                output = self.inner.native(x, t, condition)
-                seconds = time.perf_counter() - start
-            self._on_batch(len(x), seconds)
-            for request, rows in zip(batch, output.split([len(r.x) for r in batch]), strict=True):
-                request.answer.set_result(rows)
+            self._on_device(lambda: self._forward(batch))
         except Exception as error:
             if len(batch) == 1:
                 batch[0].answer.set_exception(error)
                 return
             for request in batch:  # each on its own, so that one bad call fails alone
                 self._run([request])
+
+    @torch.inference_mode()
+    def _forward(self, batch: list[_Request]) -> None:
+        start = time.perf_counter()
+        x = torch.cat([request.x for request in batch])
+        t = torch.cat([request.t for request in batch])
+        output = self.inner.native(x, t, concatenate([request.condition for request in batch]))
+        self._on_batch(len(x), time.perf_counter() - start)
+        for request, rows in zip(batch, output.split([len(r.x) for r in batch]), strict=True):
+            request.answer.set_result(rows)
 
 
 class _Lane(Denoiser):

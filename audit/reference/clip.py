@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 from pathlib import Path
 
 import open_clip
@@ -63,13 +63,13 @@ class ClipEmbedder:
         self._mean = torch.tensor(normalize.mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(normalize.std, device=device).view(1, 3, 1, 1)
         self.device = device
-        self.lock: AbstractContextManager[object] = nullcontext()
+        #: Calls a function, e.g. in the thread of the device; every forward pass goes through it.
+        self.run: Callable[[Callable[[], Tensor]], Tensor] = lambda function: function()
         with weights.open("rb") as stream:
             content = hashlib.file_digest(stream, "sha256")
         content.update(settings.encode())
         self.digest = f"sha256:{content.hexdigest()}"
 
-    @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         """Embed images.
 
@@ -79,10 +79,13 @@ class ClipEmbedder:
         Returns:
             float32 unit vectors, (n, embedding width).
         """
+        return self.run(lambda: self._embed(images))
+
+    @torch.inference_mode()
+    def _embed(self, images: Tensor) -> Tensor:
         size = self._size if isinstance(self._size, tuple) else (self._size, self._size)
         pixels = with_channels(images.float().to(self.device), 3)
         if pixels.shape[-2:] != size:
             pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True, align_corners=False)
         pixels = ((pixels.clamp(-1, 1) + 1) / 2 - self._mean) / self._std
-        with self.lock:
-            return F.normalize(self._clip.encode_image(pixels).float(), dim=-1).cpu()
+        return F.normalize(self._clip.encode_image(pixels).float(), dim=-1).cpu()

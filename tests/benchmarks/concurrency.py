@@ -25,7 +25,7 @@ from tests.benchmarks.common import (
 )
 
 AUDITS = 16
-ROUNDS = 7
+ROUNDS = 5
 CURVE = (1, 4, 8, 16, 32, 64, 128, 256)
 #: Most rows that the server merges into one pass, by default.
 MERGED = 128

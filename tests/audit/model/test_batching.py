@@ -232,24 +232,25 @@ def test_a_huge_call_does_not_starve_a_small_one() -> None:
     assert sum(batch.count(500) for batch in inner.batches) == 40
 
 
-def test_passes_hold_the_shared_lock() -> None:
-    """Whatever else keeps the device busy is excluded during a pass."""
-    lock, held = threading.Lock(), []
+def test_passes_run_where_they_are_told() -> None:
+    """Every forward pass goes through `run`, so that one thread can do all the work of a device."""
+    threads = []
 
     class Asking(Gated):
         def native(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-            held.append(lock.locked())
+            threads.append(threading.current_thread().name)
             return super().native(x, t, condition)
 
     inner = Asking()
-    batching = BatchingDenoiser(inner, lock=lock)
-    try:
-        with batching.lane() as lane:
-            call(lane, inner, 3)
-    finally:
-        batching.close()
-    assert held == [True]
-    assert not lock.locked()
+    with ThreadPoolExecutor(1, thread_name_prefix="device") as device:
+        batching = BatchingDenoiser(inner, run=lambda function: device.submit(function).result())
+        try:
+            with batching.lane() as lane:
+                call(lane, inner, 3)
+                call(lane, inner, 4)
+        finally:
+            batching.close()
+    assert threads == ["device_0"] * 2
 
 
 def test_closing_serves_what_waits_and_refuses_the_rest() -> None:
