@@ -6,8 +6,10 @@ import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import numpy as np
 import torch
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from audit import demo
 from audit.auditor import Auditor, Budget
@@ -25,7 +27,7 @@ from tests.benchmarks.common import (
 )
 
 AUDITS = 16
-ROUNDS = 5
+ROUNDS = 3
 CURVE = (1, 4, 8, 16, 32, 64, 128, 256)
 #: Most rows that the server merges into one pass, by default.
 MERGED = 128
@@ -43,9 +45,8 @@ def run() -> str:
             together.append(_at_once(client, prompts, pool))
             offline.append((before + _offline(prompts)) / 2)
             alone.append(_one_by_one(client, prompts))
-            gains.append(
-                (forward_seconds(Budget().seeds, 30) / Budget().seeds) / (forward_seconds(MERGED, 10) / MERGED)
-            )
+            gains.append(_bare_gain())
+        health = _health_milliseconds(client, prompts, pool)
     ratio = np.asarray(together) / np.asarray(offline)
     gain = np.asarray(alone) / np.asarray(together)
     relative = gain / np.asarray(gains)
@@ -57,7 +58,10 @@ def run() -> str:
 another; the offline batch is as many rows through the bare UNet, {
         MERGED
     } a pass, then decoding and search of all samples,
-in one process without a server, before and after. {ROUNDS} rounds, interleaved; median (range).
+in one process without a server, before and after. An audit's own batches have {
+        Budget().seeds
+    } rows in sampling and 64 in curvature; merged ones
+have {MERGED}. {ROUNDS} rounds, interleaved; median (range).
 
 {
         markdown(
@@ -65,7 +69,7 @@ in one process without a server, before and after. {ROUNDS} rounds, interleaved;
             [
                 ["at once / offline batch", *_range(ratio)],
                 ["one after another / at once (the gain)", *_range(gain)],
-                [f"the bare forward pass's gain a row, {Budget().seeds} to {MERGED} rows", *_range(np.asarray(gains))],
+                ["the bare forward pass's gain a row, own batches to merged", *_range(np.asarray(gains))],
                 ["gain / the bare forward pass's gain", *_range(relative)],
             ],
         )
@@ -74,6 +78,9 @@ in one process without a server, before and after. {ROUNDS} rounds, interleaved;
 Rows a second of the bare forward pass, relative to {Budget().seeds} rows:
 
 {markdown([str(rows) for rows, _ in curve], [[f"{rate / base:.2f}" for _, rate in curve]])}
+
+While {AUDITS} audits run, a health check takes {np.median(health):.0f} ms (median of {len(health)}; 99%:
+{np.quantile(health, 0.99):.0f} ms, longest {max(health):.0f} ms).
 """
 
 
@@ -91,6 +98,32 @@ def _at_once(client: BasinClient, prompts: list[str], pool: ThreadPoolExecutor) 
     start = time.perf_counter()
     list(pool.map(lambda prompt: client.audit(_request(prompt)), prompts))
     return time.perf_counter() - start
+
+
+def _bare_gain() -> float:
+    """What a row of an audit costs in the audit's own batches, over what it costs in a merged one, by bare passes."""
+    auditor, budget = Auditor(checkpoint(), reference(), demo.calibration()), Budget()
+    curve = budget.curvature
+    # Central differences double the rows of a call.
+    rows = 2 * curve.samples * len(curve.noise_levels) * (2 if curve.baseline else 1) * curve.probes
+    own = {budget.seeds: budget.seeds * auditor.resolve_sampler().steps, rows: rows * curve.steps}
+    assert sum(own.values()) == auditor.planned_evaluations(auditor.resolve_sampler(), budget)
+    alone = sum(evaluations * forward_seconds(size, 20) / size for size, evaluations in own.items())
+    return alone / (sum(own.values()) * forward_seconds(MERGED, 10) / MERGED)
+
+
+def _health_milliseconds(client: BasinClient, prompts: list[str], pool: ThreadPoolExecutor) -> list[float]:
+    """How long health checks take while audits run."""
+    found = []
+    with grpc.insecure_channel(client.target) as channel, ThreadPoolExecutor(1) as background:
+        health = health_pb2_grpc.HealthStub(channel)
+        audits = background.submit(_at_once, client, prompts, pool)
+        while not audits.done():
+            start = time.perf_counter()
+            health.Check(health_pb2.HealthCheckRequest(service="liveness"))
+            found.append(1000 * (time.perf_counter() - start))
+            time.sleep(0.02)
+    return found
 
 
 def _one_by_one(client: BasinClient, prompts: list[str]) -> float:
