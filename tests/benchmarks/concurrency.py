@@ -55,13 +55,9 @@ def run() -> str:
     return f"""# Concurrent audits
 
 `python -m tests.benchmarks concurrency`: {AUDITS} audits at the default budget over gRPC, all at once and one after
-another; the offline batch is as many rows through the bare UNet, {
-        MERGED
-    } a pass, then decoding and search of all samples,
-in one process without a server, before and after. An audit's own batches have {
-        Budget().seeds
-    } rows in sampling and 64 in curvature; merged ones
-have {MERGED}. {ROUNDS} rounds, interleaved; median (range).
+another. The offline batch is as many rows through the bare UNet, {MERGED} a pass, then decoding and search of all
+samples, in one process without a server, before and after. An audit's own batches have {Budget().seeds} rows in
+sampling and 64 in curvature, merged ones {MERGED}. {ROUNDS} rounds, interleaved; median (range).
 
 {
         markdown(
