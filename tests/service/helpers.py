@@ -86,11 +86,11 @@ def small(prompt: str, **fields: Any) -> audit_pb2.AuditRequest:
     return request
 
 
-def endless(prompt: str, **fields: Any) -> audit_pb2.AuditRequest:
+def endless(prompt: str, checkpoint: str = "demo", **fields: Any) -> audit_pb2.AuditRequest:
     """A request that takes far longer than its test, which has to cancel it."""
     budget = audit_pb2.BudgetOptions(seeds=64, curvature="off")
     sampler = audit_pb2.SamplerOptions(steps=900, guidance=1.0)
-    return audit_pb2.AuditRequest(prompt=prompt, checkpoint="demo", budget=budget, sampler=sampler, **fields)
+    return audit_pb2.AuditRequest(prompt=prompt, checkpoint=checkpoint, budget=budget, sampler=sampler, **fields)
 
 
 def until_sampling(call: Any) -> audit_pb2.Progress:

@@ -109,9 +109,7 @@ def test_unload_waits_for_audits_in_flight(client: Client, prompts: list[str]) -
 def test_unload_goes_on_when_its_caller_leaves(client: Client, prompts: list[str]) -> None:
     """An unload whose deadline passes happens all the same, once the audit is over."""
     _load(client, "copy")
-    request = endless(prompts[0])
-    request.checkpoint = "copy"
-    call = client.stream(request)
+    call = client.stream(endless(prompts[0], checkpoint="copy"))
     until_sampling(call)
     unload = checkpoint_pb2.UnloadCheckpointRequest(checkpoint="copy")
     late = failure(lambda: client.checkpoints.UnloadCheckpoint(unload, timeout=0.2))
@@ -123,9 +121,7 @@ def test_unload_goes_on_when_its_caller_leaves(client: Client, prompts: list[str
 def test_audits_are_put_off_while_loading(client: Client, prompts: list[str]) -> None:
     """An audit of a checkpoint that is on its way in is told to come again, and served then."""
     _load(client, "copy")
-    request = endless(prompts[0])
-    request.checkpoint = "copy"
-    call = client.stream(request)
+    call = client.stream(endless(prompts[0], checkpoint="copy"))
     until_sampling(call)
     with ThreadPoolExecutor(2) as callers:
         callers.submit(_unload, client, "copy")
