@@ -26,6 +26,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from audit.model.denoiser import Condition, Denoiser, concatenate, repeat
@@ -82,6 +83,25 @@ class Spectrum:
     log_volume: float
     top: tuple[float, ...]
     bottom: tuple[float, ...]
+    asymmetry: float
+
+
+@dataclass(frozen=True)
+class PointSpectrum:
+    """Curvature at one point; quantities as in `Spectrum`.
+
+    Attributes:
+        trace: σ·tr J/d.
+        flat_share: in [0, 1].
+        log_volume: per dimension.
+        singular: singular values σ·s, descending: all d of them, or with Lanczos the Ritz values that were seen.
+        asymmetry: ‖J − Jᵀ‖/‖J + Jᵀ‖.
+    """
+
+    trace: float
+    flat_share: float
+    log_volume: float
+    singular: NDArray[np.float64]
     asymmetry: float
 
 
@@ -147,6 +167,25 @@ def measure_curvature(
     return tuple(levels)
 
 
+def dense_spectra(
+    denoiser: Denoiser, points: Tensor, t: int, condition: Condition, rows: int = 256
+) -> list[PointSpectrum]:
+    """Curvature at every point, from the whole Jacobian: 2d evaluations each.
+
+    Args:
+        denoiser: ε̂.
+        points: clean latents, (n, *latent shape); the Jacobian is taken at αx₀.
+        t: timestep.
+        condition: of the prompt, one row.
+        rows: most rows in one call of the denoiser.
+    """
+    times = torch.full((len(points),), t)
+    alphas, sigmas = denoiser.schedule.at(times, points)
+    return _dense(
+        denoiser, alphas * points, times, repeat(condition, len(points)), sigmas.flatten().double().cpu(), rows
+    )
+
+
 def jacobian_product(
     denoiser: Denoiser, x: Tensor, t: Tensor, condition: Condition, directions: Tensor, rows: int = 256
 ) -> Tensor:
@@ -177,19 +216,10 @@ def jacobian_product(
     return torch.cat(products)
 
 
-@dataclass(frozen=True)
-class _Point:
-    """What was found at one point, as in `Spectrum`; `singular` values descend."""
-
-    trace: float
-    flat_share: float
-    log_volume: float
-    singular: np.ndarray
-    asymmetry: float
-
-
 @torch.inference_mode()
-def _dense(denoiser: Denoiser, x: Tensor, t: Tensor, condition: Condition, scale: Tensor, rows: int) -> list[_Point]:
+def _dense(
+    denoiser: Denoiser, x: Tensor, t: Tensor, condition: Condition, scale: Tensor, rows: int
+) -> list[PointSpectrum]:
     d = x[0].numel()
     identity = torch.eye(d, dtype=torch.float64)
     found = []
@@ -201,7 +231,7 @@ def _dense(denoiser: Denoiser, x: Tensor, t: Tensor, condition: Condition, scale
         jacobian = scale[index] * columns.T
         values = torch.linalg.eigvalsh((jacobian + jacobian.T) / 2)
         found.append(
-            _Point(
+            PointSpectrum(
                 trace=float(jacobian.trace() / d),
                 flat_share=float((values < FLAT_THRESHOLD).double().mean()),
                 log_volume=float(_log_volume(values).mean()),
@@ -223,7 +253,7 @@ def _lanczos(
     steps: int,
     seed: int,
     rows: int,
-) -> list[_Point]:
+) -> list[PointSpectrum]:
     n, d = len(x), x[0].numel()
     steps = min(steps, d)
     generator = torch.Generator().manual_seed(seed)
@@ -261,7 +291,7 @@ def _lanczos(
         own = slice(index * probes, (index + 1) * probes)
         seen = nodes[own][weights[own] > 1e-12].numpy()
         found.append(
-            _Point(
+            PointSpectrum(
                 trace=float(projected[own, 0, 0].mean()),
                 flat_share=float(flat_shares[own].mean()),
                 log_volume=float(log_volumes[own].mean()),
@@ -280,7 +310,7 @@ def _asymmetry(matrix: Tensor) -> float:
     return float((matrix - matrix.T).norm() / (matrix + matrix.T).norm().clamp_min(1e-300))
 
 
-def _average(points: Sequence[_Point]) -> Spectrum:
+def _average(points: Sequence[PointSpectrum]) -> Spectrum:
     traces = np.asarray([point.trace for point in points])
     shown = min(SHOWN, *(len(point.singular) for point in points))
     return Spectrum(

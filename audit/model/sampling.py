@@ -172,10 +172,60 @@ def sample(
     Returns:
         The samples and what their trajectories gave for free.
     """
-    n = len(seeds)
     start, generators = draw_noise(seeds, latent_shape)
     scheduler.set_timesteps(settings.steps)
     x = (start * float(scheduler.init_noise_sigma)).to(device, dtype)
+    return _walk(denoiser, scheduler, settings, condition, unconditional, seeds, x, generators, 0, on_step)
+
+
+@torch.inference_mode()
+def sample_from(
+    denoiser: Denoiser,
+    scheduler: Any,
+    settings: SamplerSettings,
+    condition: Condition,
+    unconditional: Condition,
+    clean: Tensor,
+    first_step: int,
+    seeds: Sequence[int],
+) -> Tensor:
+    """Noise latents to where a trajectory stands before one of its steps, and walk the rest of it.
+
+    Args:
+        denoiser: what predicts.
+        scheduler: a fresh one of `build_scheduler`.
+        settings: as in `sample`; `steps` is the length of the whole trajectory.
+        condition: of the prompt, one row.
+        unconditional: of the empty or negative prompt, one row.
+        clean: latents x₀, (n, *latent shape).
+        first_step: index of the first step that is taken, in [0, steps).
+        seeds: of the noise, one per row.
+
+    Returns:
+        Where the trajectories end, shape of `clean`.
+    """
+    noise, generators = draw_noise(seeds, clean.shape[1:])
+    scheduler.set_timesteps(settings.steps)
+    if hasattr(scheduler, "set_begin_index"):  # those that count their steps
+        scheduler.set_begin_index(first_step)
+    x = scheduler.add_noise(clean, noise.to(clean), scheduler.timesteps[first_step].expand(len(clean)))
+    return _walk(denoiser, scheduler, settings, condition, unconditional, seeds, x, generators, first_step).latents
+
+
+def _walk(
+    denoiser: Denoiser,
+    scheduler: Any,
+    settings: SamplerSettings,
+    condition: Condition,
+    unconditional: Condition,
+    seeds: Sequence[int],
+    x: Tensor,
+    generators: list[torch.Generator],
+    first_step: int,
+    on_step: Callable[[int], None] = lambda step: None,
+) -> Samples:
+    """The steps of a trajectory from `first_step` on, `scheduler` ready and `x` in its coordinates."""
+    n, dtype = len(x), x.dtype
     rows = repeat(condition, n)
     if settings.guided:
         rows = concatenate([repeat(unconditional, n), rows])
@@ -187,7 +237,7 @@ def sample(
         extra["generator"] = generators
 
     displacements, contrasts, contrast_map = [], [], None
-    for step, t in enumerate(scheduler.timesteps):
+    for step, t in enumerate(scheduler.timesteps[first_step:]):
         scaled = scheduler.scale_model_input(x, t)
         if settings.guided:
             doubled = torch.cat([scaled, scaled])

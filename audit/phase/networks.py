@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import open_clip
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -37,22 +37,6 @@ def build_tokenizer(words: Sequence[str]) -> CLIPTokenizer:
     merges = [tuple(merge) for merge in json.loads(bpe.to_str())["model"]["merges"]]
     return CLIPTokenizer(
         vocab={token: i for i, token in enumerate(tokens)}, merges=merges, model_max_length=CONTEXT_LENGTH
-    )
-
-
-def build_autoencoder(recipe: Recipe) -> AutoencoderKL:
-    """Greyscale images of side 32 to 4-channel latents, halving the size at each level but the first."""
-    levels = len(recipe.autoencoder_channels)
-    return AutoencoderKL(
-        in_channels=1,
-        out_channels=1,
-        latent_channels=4,
-        block_out_channels=recipe.autoencoder_channels,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        layers_per_block=1,
-        norm_num_groups=8,
-        sample_size=32,
     )
 
 

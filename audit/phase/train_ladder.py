@@ -13,11 +13,10 @@ and captions, the truth table, the calibration. They leave this folder:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol, cast
+from typing import cast
 
 import numpy as np
 import open_clip
@@ -32,6 +31,7 @@ from audit.bench.fitting import fit_calibration
 from audit.bench.truth import ORDINARY_RECURRENCE, measure_distances, save_truth, tabulate
 from audit.model.loading import load_checkpoint
 from audit.phase import networks
+from audit.phase.autoencoder import Fit, encode, train_autoencoder
 from audit.phase.card import write_card
 from audit.phase.data import LabeledImages
 from audit.phase.ladder import VOCABULARY, Ladder, Recipe, lay_out
@@ -40,25 +40,6 @@ from audit.reference.clip import ClipEmbedder
 from audit.reference.reference_set import ReferenceSet
 from audit.verdict.calibration import UNCALIBRATED_RMS
 from audit.verdict.rule import DEFINITION_SAMPLES
-
-#: Weight of the KL term of the autoencoder: latents stay bounded, reconstruction decides.
-KL_WEIGHT = 1e-6
-
-
-class _Fit(Protocol):
-    """`audit.phase.training.fit` in the run folder of this training."""
-
-    def __call__(
-        self,
-        name: str,
-        modules: nn.ModuleDict,
-        loss: Callable[[torch.Generator], Tensor],
-        *,
-        steps: int,
-        learning_rate: float,
-        ema_decay: float,
-        seed: int,
-    ) -> nn.ModuleDict: ...
 
 
 def to_unit(images: np.ndarray) -> Tensor:
@@ -92,8 +73,11 @@ def train_ladder(
     tokenizer = networks.build_tokenizer(VOCABULARY)
 
     run = partial(fit, folder=work, checkpoint_seconds=checkpoint_seconds)
-    vae = _train_autoencoder(recipe, pixels, run)
-    latents = _encode(vae, pixels)
+    vae = train_autoencoder(
+        pixels, recipe.autoencoder_channels, steps=recipe.autoencoder_steps, batch_size=recipe.batch_size,
+        seed=recipe.seed, fit=run,
+    )  # fmt: skip
+    latents = encode(vae, pixels)
     unet, text_encoder, scheduler = _train_denoiser(recipe, ladder, tokenizer, latents, run)
     clip = _train_clip(recipe, ladder, tokenizer, pixels, run)
 
@@ -151,40 +135,12 @@ def _save_pipeline(
     ).save_pretrained(folder, safe_serialization=True)
 
 
-def _train_autoencoder(recipe: Recipe, pixels: Tensor, run: _Fit) -> AutoencoderKL:
-    vae = networks.build_autoencoder(recipe).to(memory_format=torch.channels_last)
-    modules = nn.ModuleDict({"vae": vae})
-
-    def loss(generator: torch.Generator) -> Tensor:
-        rows = torch.randint(len(pixels), (recipe.batch_size,), generator=generator)
-        batch = pixels[rows].contiguous(memory_format=torch.channels_last)
-        posterior = vae.encode(batch).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator)
-        decoded = vae.decode(posterior.mean + posterior.std * noise).sample
-        return F.mse_loss(decoded, batch) + KL_WEIGHT * posterior.kl().mean()
-
-    trained = run(
-        "autoencoder", modules, loss, steps=recipe.autoencoder_steps, learning_rate=2e-3, ema_decay=0.995,
-        seed=recipe.seed,
-    )["vae"]  # fmt: skip
-    vae = cast(AutoencoderKL, trained)
-    # The convention of latent diffusion (Rombach et al. 2022, appendix G): latents have unit standard deviation.
-    vae.register_to_config(scaling_factor=1.0 / float(_encode(vae, pixels, scale=1.0).std()))
-    return vae
-
-
-@torch.no_grad()
-def _encode(vae: AutoencoderKL, pixels: Tensor, scale: float | None = None) -> Tensor:
-    factor = vae.config.scaling_factor if scale is None else scale
-    return torch.cat([vae.encode(chunk).latent_dist.mode() * factor for chunk in pixels.split(512)])
-
-
 def _train_denoiser(
     recipe: Recipe,
     ladder: Ladder,
     tokenizer: CLIPTokenizer,
     latents: Tensor,
-    run: _Fit,
+    run: Fit,
 ) -> tuple[UNet2DConditionModel, CLIPTextModel, DDIMScheduler]:
     # Stable Diffusion's schedule (Rombach et al. 2022).
     scheduler = DDIMScheduler(
@@ -226,7 +182,7 @@ def _train_denoiser(
     return cast(UNet2DConditionModel, modules["unet"]), cast(CLIPTextModel, modules["text_encoder"]), scheduler
 
 
-def _train_clip(recipe: Recipe, ladder: Ladder, tokenizer: CLIPTokenizer, pixels: Tensor, run: _Fit) -> nn.Module:
+def _train_clip(recipe: Recipe, ladder: Ladder, tokenizer: CLIPTokenizer, pixels: Tensor, run: Fit) -> nn.Module:
     clip = networks.build_clip(tokenizer)
     contrast = open_clip.ClipLoss()
     prompts = tokenizer(list(ladder.captions), padding="max_length", return_tensors="pt").input_ids

@@ -28,7 +28,10 @@ def fit(
     ema_decay: float,
     seed: int,
     folder: Path,
+    weight_decay: float = 0.01,
     checkpoint_seconds: float = 60.0,
+    clip_gradients: Callable[[nn.Module], object] = lambda modules: nn.utils.clip_grad_norm_(modules.parameters(), 1.0),
+    on_step: Callable[[int], None] | None = None,
 ) -> nn.ModuleDict:
     """Train `modules` for `steps` optimizer steps and return their exponential moving average.
 
@@ -39,20 +42,24 @@ def fit(
     Args:
         name: of the stage, for the bar and the files.
         modules: what is trained, by name.
-        loss: one step's scalar loss, from the step's generator.
+        loss: one step's loss, from the step's generator; a vector where several networks train side by side, each
+            entry the loss of one of them.
         steps: optimizer steps in all.
-        learning_rate: peak of a cosine schedule with 2% warm-up (AdamW, weight decay 0.01).
+        learning_rate: peak of a cosine schedule with 2% warm-up.
         ema_decay: in [0, 1).
         seed: of the draws.
         folder: the run folder; made when missing.
+        weight_decay: of AdamW.
         checkpoint_seconds: how much work a kill can cost.
+        clip_gradients: called between the backward pass and the step.
+        on_step: called with the number of steps done, first before any; a bar is drawn when None.
 
     Returns:
         The averaged modules, in evaluation mode, without gradients.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state_file, curve_file = folder / f"{name}.state.pt", folder / f"{name}.jsonl"
-    optimizer = torch.optim.AdamW(modules.parameters(), lr=learning_rate, weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(modules.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True)
     schedule = get_cosine_schedule_with_warmup(optimizer, steps // 50, steps)
     average = AveragedModel(modules, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
     done, curve = 0, []
@@ -81,27 +88,33 @@ def fit(
     generator = torch.Generator()
     saved_at, running = time.monotonic(), []
     with progress_bar() as bar:
+        bar.disable = on_step is not None
         task = bar.add_task(name, total=steps, completed=done, note="")
+        if on_step is not None:
+            on_step(done)
         for step in range(done, steps):
             generator.manual_seed(seed * 1_000_003 + step)
             value = loss(generator)
             optimizer.zero_grad(set_to_none=True)
-            value.backward()
-            nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
+            value.sum().backward()
+            clip_gradients(modules)
             optimizer.step()
             schedule.step()
             average.update_parameters(modules)
-            running.append(value.item())
+            running.append(value.detach())
             done = step + 1
             if done % LOG_EVERY == 0 or done == steps:
-                curve.append({"step": done, "loss": sum(running) / len(running)})
-                bar.update(task, note=f"loss {curve[-1]['loss']:.4f}")
+                mean = torch.stack(running).mean(0)
+                curve.append({"step": done, "loss": mean.tolist()})
+                bar.update(task, note=f"loss {float(mean.mean()):.4f}")
                 running = []
             # Between two lines of the curve nothing is saved: the running mean would be lost with a kill.
             if done == steps or (not running and time.monotonic() - saved_at > checkpoint_seconds):
                 save()
                 saved_at = time.monotonic()
             bar.update(task, completed=done)
+            if on_step is not None:
+                on_step(done)
     averaged = average.module
     assert isinstance(averaged, nn.ModuleDict)
     return averaged.eval().requires_grad_(False)

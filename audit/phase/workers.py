@@ -1,0 +1,136 @@
+"""Independent jobs on worker processes of one thread each.
+
+Small networks use a second core badly: two processes of one thread do more than one of two (docs/benchmarks/training.md
+has the numbers). A worker ends with its parent, whatever ended that.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from audit.errors import AuditError
+from audit.progress import progress_bar
+
+#: Called by a job with the share of it that is done, in [0, 1].
+Report = Callable[[float], None]
+
+#: Parts that a progress bar counts.
+_PARTS = 1000
+
+
+class WorkerLost(AuditError):
+    """A worker process was killed, most often for want of memory."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Work that needs no other job of its batch.
+
+    Attributes:
+        name: for people.
+        weight: of the job in the progress bar, and its place in the queue: the heaviest goes first.
+        function: picklable; called with a `Report` and the device.
+    """
+
+    name: str
+    weight: float
+    function: Callable[[Report, str], None]
+
+
+def default_devices() -> tuple[str, ...]:
+    """One worker per GPU, or else one per core."""
+    if torch.cuda.is_available():
+        return tuple(f"cuda:{index}" for index in range(torch.cuda.device_count()))
+    return ("cpu",) * len(os.sched_getaffinity(0))
+
+
+def run_jobs(title: str, jobs: Sequence[Job], devices: Sequence[str]) -> None:
+    """Run all jobs, as many at a time as there are devices, with one progress bar for all.
+
+    Args:
+        title: of the bar.
+        jobs: any number.
+        devices: one worker process each; "cpu" may stand there several times.
+
+    Raises:
+        WorkerLost: a worker was killed.
+        Exception: whatever a job raises, once the others have stopped.
+    """
+    if not jobs:
+        return
+    jobs = sorted(jobs, key=lambda job: -job.weight)
+    context = multiprocessing.get_context("spawn")
+    # One share of work done per job; the last entry is set when everybody is to stop.
+    shares = context.Array("d", len(jobs) + 1, lock=False)
+    free: Any = context.Queue()
+    for device in devices:
+        free.put(device)
+    weights = [job.weight for job in jobs]
+    pool = ProcessPoolExecutor(
+        min(len(devices), len(jobs)), mp_context=context, initializer=_start, initargs=(shares, free)
+    )
+    with progress_bar() as bar:
+        task = bar.add_task(title, total=_PARTS, note="")
+        futures = [pool.submit(_run, index, job.function) for index, job in enumerate(jobs)]
+        try:
+            pending = set(futures)
+            while pending:
+                done, pending = wait(pending, timeout=0.25, return_when=FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
+                total = sum(share * weight for share, weight in zip(shares[:-1], weights, strict=True))
+                bar.update(
+                    task,
+                    completed=int(_PARTS * total / sum(weights)),
+                    note=f"{len(futures) - len(pending)} of {len(futures)} jobs",
+                )
+            bar.update(task, completed=_PARTS)
+        except BrokenProcessPool as error:
+            raise WorkerLost(
+                "a worker process was killed (out of memory?); run the same command again, nothing is done twice",
+                reason="WORKER_LOST",
+            ) from error
+        finally:
+            shares[len(jobs)] = 1.0
+            pool.shutdown(cancel_futures=True)
+
+
+_shares: Any = None
+_device = "cpu"
+
+
+class _Abandoned(BaseException):
+    """Nobody waits for the job any more."""
+
+
+def _start(shares: Any, free: Any) -> None:
+    global _shares, _device
+    _shares, _device = shares, free.get()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent tells us to stop
+    os.environ["OMP_NUM_THREADS"] = "1"  # of libraries that are loaded later
+    torch.set_num_threads(1)
+
+
+def _run(index: int, function: Callable[[Report, str], None]) -> None:
+    parent = multiprocessing.parent_process()
+
+    def report(share: float) -> None:
+        if _shares[len(_shares) - 1] or (parent is not None and not parent.is_alive()):
+            raise _Abandoned
+        _shares[index] = share
+
+    try:
+        report(0.0)
+        function(report, _device)
+        report(1.0)
+    except _Abandoned:
+        pass
