@@ -11,6 +11,8 @@ from audit.verdict.calibration import Calibration
 FOLDER = Path(__file__).parent
 CHECKPOINT = FOLDER / "checkpoint"
 REFERENCE = FOLDER / "reference"
+#: The open_clip model.
+CLIP = FOLDER / "clip"
 
 
 @cache

@@ -15,8 +15,9 @@ index.html        the page
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,20 +108,15 @@ class RunFolder:
             "images": digest,
             "versions": library_versions(),
         }
-        write_whole(file, lambda partial: partial.write_text(json.dumps(content, indent=2) + "\n"))
+        write_whole(file, json.dumps(content, indent=2) + "\n")
 
 
-def write_whole(file: Path, write: Callable[[Path], object]) -> None:
-    """Write a file whole or not at all: under another name first.
-
-    Args:
-        file: its folder is made when missing.
-        write: called with the path to write to, which has the same suffix.
-    """
+def write_whole(file: Path, content: bytes | str) -> None:
+    """Write a file whole or not at all: under another name first. Its folder is made when missing."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".partial-{file.name}")
     try:
-        write(partial)
+        partial.write_bytes(content if isinstance(content, bytes) else content.encode())
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)
@@ -128,7 +124,9 @@ def write_whole(file: Path, write: Callable[[Path], object]) -> None:
 
 def write_arrays(file: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """An .npz file, whole or not at all."""
-    write_whole(file, lambda partial: np.savez(partial, allow_pickle=False, **arrays))
+    content = io.BytesIO()
+    np.savez(content, allow_pickle=False, **arrays)
+    write_whole(file, content.getvalue())
 
 
 def read_arrays(file: Path) -> dict[str, NDArray[Any]]:

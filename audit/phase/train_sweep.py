@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from audit.model.denoiser import Condition, Denoiser, PredictionType, Schedule
@@ -37,6 +37,10 @@ class NetworkDenoiser(Denoiser):
         self.network = network
         self.schedule = schedule
         self.prediction_type = prediction_type
+
+    def to(self, device: torch.device | str) -> NetworkDenoiser:
+        """The same on another device."""
+        return NetworkDenoiser(self.network.to(device), self.schedule, self.prediction_type)
 
     def native(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The network's prediction."""
@@ -69,25 +73,32 @@ def load_network(run: Path, network: Network, sweep: Sweep, source: Path | None 
     return NetworkDenoiser(built.eval().requires_grad_(False), schedule_of(sweep), sweep.prediction_type)
 
 
-def training_jobs(run: RunFolder, sweep: Sweep, source: Path | None) -> list[Job]:
-    """What is left to train, fleet by fleet. Fleets do not depend on the number of workers, nor does the result."""
-    jobs = []
+def fleets(sweep: Sweep) -> list[tuple[Network, ...]]:
+    """The networks that are trained as one; they do not depend on the number of workers, nor does the result."""
+    found = []
     for series in sweep.series:
         own = [network for network in sweep.networks if network.series == series.name]
         each = FLEET[series.architecture]
+        found += [tuple(own[first : first + each]) for first in range(0, len(own), each)]
+    return found
+
+
+def fleet_name(fleet: Sequence[Network]) -> str:
+    """Stem of a fleet's state and loss curve."""
+    return fleet[0].name.replace("/", "-")
+
+
+def training_jobs(run: RunFolder, sweep: Sweep, source: Path | None) -> list[Job]:
+    """What is left to train, fleet by fleet."""
+    jobs = []
+    for fleet in fleets(sweep):
+        if all(run.weights(network).is_file() for network in fleet):
+            continue
+        series = sweep.series_named(fleet[0].series)
         shape = open_space(run.path, series.space, sweep.data, source).latents.shape[1:]
         flops = forward_flops(build_network(series.architecture, series.width, shape), shape)
-        for first in range(0, len(own), each):
-            fleet = tuple(own[first : first + each])
-            if all(run.weights(network).is_file() for network in fleet):
-                continue
-            jobs.append(
-                Job(
-                    name=fleet[0].name,
-                    weight=len(fleet) * flops,
-                    function=partial(train_fleet, run.path, sweep, fleet, source),
-                )
-            )
+        work = partial(train_fleet, run.path, sweep, fleet, source)
+        jobs.append(Job(name=fleet_name(fleet), weight=len(fleet) * flops, function=work))
     return jobs
 
 
@@ -111,7 +122,7 @@ def train_fleet(
         torch.manual_seed(network.seed)
         built.append(build_network(series.architecture, series.width, latents.shape[1:]))
     fleet = Fleet(built)
-    name = networks[0].name.replace("/", "-")
+    name = fleet_name(networks)
     sets = [latents[training_rows(network.size, network.seed, len(latents))] for network in networks]
     trained = train_on(
         fleet,
@@ -130,8 +141,8 @@ def train_fleet(
         device=device,
     )
     for index, network in enumerate(networks):
-        weights = {key: value.contiguous().cpu() for key, value in trained.weights(index).items()}
-        write_whole(run.weights(network), partial(save_file, weights))
+        content = save({key: value.contiguous().cpu() for key, value in trained.weights(index).items()})
+        write_whole(run.weights(network), content)
     (run.training / f"{name}.state.pt").unlink(missing_ok=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections.abc import Callable
@@ -80,7 +81,9 @@ def fit(
             "done": done,
             "curve": curve,
         }
-        torch.save(state, state_file.with_suffix(".tmp"))
+        content = io.BytesIO()  # torch's own writer does not say that a disk is full
+        torch.save(state, content)
+        state_file.with_suffix(".tmp").write_bytes(content.getbuffer())
         state_file.with_suffix(".tmp").replace(state_file)
         curve_file.write_text("".join(json.dumps(line) + "\n" for line in curve))
 

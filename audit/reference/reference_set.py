@@ -194,13 +194,7 @@ class ReferenceSet:
 
         k is cut to the size of the set.
         """
-        vectors = self.vectors(images).numpy()
-        _, indices = self._pixels.search(vectors, min(k, len(self)))
-        # FAISS expands the square, which leaves a copy at a small distance of its own; these few are taken exactly.
-        found = self._pixels.reconstruct_batch(indices.ravel()).reshape(*indices.shape, -1)
-        distances = np.linalg.norm(found - vectors[:, None], axis=2)
-        order = distances.argsort(axis=1, kind="stable")
-        return np.take_along_axis(distances, order, 1), np.take_along_axis(indices, order, 1)
+        return nearest_rows(self._pixels, self.vectors(images).numpy(), k)
 
     def search_clip(self, images: Tensor, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None:
         """Cosine similarities in [-1, 1] to the k nearest images and their indices; None without an embedder."""
@@ -208,6 +202,27 @@ class ReferenceSet:
             return None
         similarities, indices = self._clip.search(self.embedder(images).numpy(), min(k, len(self)))
         return similarities, indices
+
+
+def nearest_rows(
+    index: faiss.IndexFlatL2, vectors: NDArray[np.float32], k: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Exhaustive search, with exact distances.
+
+    Args:
+        index: what is searched.
+        vectors: (n, d).
+        k: neighbours of each; cut to the size of the index.
+
+    Returns:
+        ℓ2 distances and row numbers, each (n, k), nearest first.
+    """
+    _, indices = index.search(vectors, min(k, index.ntotal))
+    # FAISS expands the square, which leaves a copy at a small distance of its own; these few are taken exactly.
+    found = index.reconstruct_batch(indices.ravel()).reshape(*indices.shape, -1)
+    distances = np.linalg.norm(found - vectors[:, None], axis=2)
+    order = distances.argsort(axis=1, kind="stable")
+    return np.take_along_axis(distances, order, 1), np.take_along_axis(indices, order, 1)
 
 
 def _with_path(model: str, change: Callable[[str], str]) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from audit.errors import AuditError
-from service.cli import audits, demonstration, references, serving, training
+from service.cli import audits, demonstration, phase, references, serving, training
 from service.cli.console import FAILED, print_error, quiet_libraries
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.command()(serving.serve)
 app.command()(audits.audit)
 app.add_typer(references.app, name="reference")
 app.add_typer(training.app, name="train")
+app.add_typer(phase.app, name="phase")
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,0 +1,105 @@
+"""The page of a run: one HTML file that tells the story with its figures and needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from audit.phase.figures import draw_figures
+from audit.phase.folder import write_whole
+from audit.phase.run import Story
+from audit.phase.toy import SIGMA_SHOWN, SIGMAS_COMPARED
+from audit.phase.transition import Estimate
+from audit.report import library_versions
+
+#: Dots per inch of PNG files.
+RESOLUTION = 130
+
+
+def write_page(story: Story) -> Path:
+    """Draw all figures, as PNG and SVG, and write index.html.
+
+    Returns:
+        The page.
+    """
+    embedded = {}
+    for name, figure in draw_figures(story).items():
+        for suffix in ("png", "svg"):
+            content = io.BytesIO()
+            metadata = {"Date": None} if suffix == "svg" else {"Software": None}
+            figure.savefig(content, format=suffix, dpi=RESOLUTION, metadata=metadata)
+            write_whole(story.run.path / "figures" / f"{name}.{suffix}", content.getvalue())
+            if suffix == "png":
+                embedded[name] = "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"capacity": show_capacity, "estimate": show_estimate}
+    text = environment.get_template("page.html.j2").render(**_contents(story), figures=embedded)
+    page = story.run.path / "index.html"
+    write_whole(page, text)
+    return page
+
+
+def _contents(story: Story) -> dict[str, Any]:
+    sweep = story.sweep
+    return {
+        "story": story,
+        "sweep": sweep,
+        "versions": library_versions(),
+        "sigma_shown": SIGMA_SHOWN,
+        "sigmas_compared": SIGMAS_COMPARED,
+        "effects": capacity_effects(story),
+        "path_dependence": {name: _path_dependence(story, name) for name in story.transitions},
+    }
+
+
+def capacity_effects(story: Story) -> list[tuple[str, str, float, bool]]:
+    """What width does, wherever an architecture was trained in two of them in the same space.
+
+    Returns:
+        Names of the narrower and the wider series, the ratio of their memorization capacities, and whether the
+        intervals of these are apart.
+    """
+    found = []
+    series = story.sweep.series
+    for narrow in series:
+        wider = [
+            other
+            for other in series
+            if (other.architecture, other.space) == (narrow.architecture, narrow.space) and other.width > narrow.width
+        ]
+        for wide in sorted(wider, key=lambda other: other.width)[:1]:
+            low, high = (story.transitions[one.name].memorization for one in (narrow, wide))
+            ratio = high.value / low.value if low.value else float("nan")
+            found.append((narrow.name, wide.name, ratio, high.lower > low.upper))
+    return found
+
+
+def _path_dependence(story: Story, name: str) -> float:
+    own = [found for network, found in story.evidence.items() if network.series == name]
+    arcs, lines = (np.concatenate([found[array] for found in own]) for array in ("energy", "energy_line"))
+    return float(np.median(np.abs(arcs - lines)) / max(float(arcs.std()), 1e-12))
+
+
+def show_capacity(found: Estimate, sizes: tuple[int, ...]) -> str:
+    """A size of a training set with its interval, or which end of the sweep it lies beyond."""
+
+    def one(value: float) -> str:
+        if value > sizes[-1]:
+            return f"over {sizes[-1]:,}"
+        return f"under {sizes[0]:,}" if value < sizes[0] else f"{value:,.0f}"
+
+    value, lower, upper = one(found.value), one(found.lower), one(found.upper)
+    return value if value == lower == upper else f"{value} ({lower} to {upper})"
+
+
+def show_estimate(found: Estimate) -> str:
+    """A difference with its interval."""
+    return "–" if found.value != found.value else f"{found.value:+.3g} ({found.lower:+.3g} to {found.upper:+.3g})"

@@ -1,0 +1,314 @@
+"""`basin phase run`: train, draw, measure, and tell the story. Whatever was done before is not done again."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from audit.errors import InvalidInput, NotFound
+from audit.phase.data import load_data
+from audit.phase.folder import RunFolder, read_arrays, write_whole
+from audit.phase.measure_sweep import classes_of, evidence_jobs, sampling_jobs
+from audit.phase.one_model import ladder_jobs, load_ladder
+from audit.phase.similarity import embed, embedder
+from audit.phase.space import open_space, prepare_autoencoder
+from audit.phase.sweep import Network, Sweep
+from audit.phase.toy import Circle, load_toy, toy_job
+from audit.phase.train_sweep import training_jobs
+from audit.phase.transition import (
+    Ordering,
+    Thresholds,
+    Transition,
+    check_ordering,
+    find_thresholds,
+    measure_transition,
+)
+from audit.phase.workers import default_devices, run_jobs
+from audit.verdict.rule import CLASSES
+
+#: What the paper expects to be larger in memorized and spurious states than in generalized ones: the array, its sign,
+#: what people call it.
+EXPECTED = (
+    ("critical_time", 1, "critical time"),
+    ("log_volume", 1, "basin log-volume"),
+    ("trace", 1, "curvature: trace"),
+    ("flat_share", -1, "curvature: fewer flat directions"),
+    ("curvature_volume", 1, "curvature: log-volume"),
+    ("energy", -1, "depth of the energy"),
+)
+
+
+@dataclass(frozen=True)
+class Story:
+    """Everything that a run found.
+
+    Attributes:
+        run: its folder.
+        sweep: its configuration.
+        source: where the data set's files are; the usual places when None.
+        thresholds: by space, "pixel" or "latent".
+        transitions: by the name of the series.
+        orderings: by the name of the series.
+        samples: arrays of `audit.phase.measure_sweep.draw`, by network.
+        evidence: arrays of `audit.phase.measure_sweep.measure`, by network.
+        circles: the toy.
+        ladder: the captions of the checkpoint that ships with Basin.
+        seconds: wall time of the stages that had something to do.
+    """
+
+    run: RunFolder
+    sweep: Sweep
+    source: Path | None
+    thresholds: dict[str, Thresholds]
+    transitions: dict[str, Transition]
+    orderings: dict[str, list[Ordering]]
+    samples: dict[Network, dict[str, NDArray[Any]]]
+    evidence: dict[Network, dict[str, NDArray[Any]]]
+    circles: list[Circle]
+    ladder: list[dict[str, float]]
+    seconds: dict[str, float]
+
+    def networks(self, series: str) -> list[Network]:
+        """Those of one series."""
+        return [network for network in self.sweep.networks if network.series == series]
+
+    def space(self, series: str) -> str:
+        """Where a series lives."""
+        return self.sweep.series_named(series).space
+
+    def classes(self, network: Network) -> NDArray[np.int64]:
+        """Class index of each of its samples."""
+        return classes_of(self.samples[network], self.thresholds[self.space(network.series)])
+
+
+def run_phase(
+    sweep: Sweep,
+    out: Path,
+    *,
+    source: Path | None = None,
+    delta_m: float | None = None,
+    delta_s: float | None = None,
+    devices: Sequence[str] | None = None,
+) -> Story:
+    """Train and measure what a sweep says, and write the page.
+
+    Work is done by processes of one thread each. They import the module that calls this, so a script needs
+    `if __name__ == "__main__":` around the call; a notebook does not.
+
+    Args:
+        sweep: what to do, e.g. one of `audit.phase.sweep.PRESETS`.
+        out: the run folder; a run of the same sweep on the same images goes on there.
+        source: where the data set's files are; the usual places when None.
+        delta_m: distance to a training image up to which a sample is memorized; found when None.
+        delta_s: distance to another sample up to which it recurs; found when None.
+        devices: one worker each; all GPUs, or else all cores, when None.
+
+    Raises:
+        InvalidInput: the sweep is impossible with these images, or the folder holds something else.
+        NotFound: the images, or what a distance needs, are not there.
+    """
+    from audit.phase.page import write_page  # matplotlib takes a second
+
+    source = None if source is None else source.resolve()
+    devices = default_devices() if devices is None else devices
+    try:
+        images = load_data(sweep.data, source).images
+    except FileNotFoundError as error:
+        raise NotFound(str(error), reason="DATA_NOT_FOUND", field="data") from error
+    except ValueError as error:
+        raise InvalidInput(str(error), reason="DATA_UNREADABLE", field="data") from error
+    check_sweep(sweep, images)
+    embedder(sweep.distance)
+    run, seconds = RunFolder(out.resolve()), {}
+    run.claim(sweep, images)
+
+    def timed(name: str, work: Any) -> None:
+        start = time.monotonic()
+        work()
+        seconds[name] = time.monotonic() - start
+
+    if any(series.space == "latent" for series in sweep.series):
+        timed("autoencoder", lambda: prepare_autoencoder(run, sweep, source))
+    toy = toy_job(run.path / "toy", sweep.seeds[0])
+    jobs = [*training_jobs(run, sweep, source), *([] if toy is None else [toy])]
+    timed("training", lambda: run_jobs("training", jobs, devices))
+    timed("ladder", lambda: run_jobs("the ladder", ladder_jobs(run.path / "ladder"), devices))
+    timed("samples", lambda: run_jobs("samples", sampling_jobs(run, sweep, source), devices))
+    samples = {network: read_arrays(run.samples(network)) for network in sweep.networks}
+    thresholds = _thresholds(run, sweep, source, samples, delta_m, delta_s)
+    timed("evidence", lambda: run_jobs("evidence", evidence_jobs(run, sweep, thresholds, source), devices))
+    evidence = {network: read_arrays(run.evidence(network)) for network in sweep.networks}
+
+    story = Story(
+        run=run,
+        sweep=sweep,
+        source=source,
+        thresholds=thresholds,
+        transitions=_transitions(sweep, samples, thresholds),
+        orderings={series.name: _orderings(sweep, series.name, evidence) for series in sweep.series},
+        samples=samples,
+        evidence=evidence,
+        circles=load_toy(run.path / "toy"),
+        ladder=load_ladder(run.path / "ladder"),
+        seconds=seconds,
+    )
+    write_whole(run.path / "metrics.jsonl", "".join(map(_line, metrics(story))))
+    write_page(story)
+    return story
+
+
+def check_sweep(sweep: Sweep, images: NDArray[np.uint8]) -> None:
+    """Refuse what cannot be trained.
+
+    Raises:
+        InvalidInput: too few images, or sides and widths that an architecture cannot take.
+    """
+    height, width = images.shape[1:3]
+    if sweep.sizes[-1] > len(images):
+        raise InvalidInput(
+            f"{sweep.data} has {len(images):,} images, fewer than K = {sweep.sizes[-1]:,}",
+            reason="TOO_FEW_IMAGES",
+            field="sizes",
+        )
+    for series in sweep.series:
+        shrink = 2 ** (len(sweep.autoencoder_widths) - 1) if series.space == "latent" else 1
+        side = shrink * {"mlp": 1, "unet": 2, "transformer": 2, "ddpm": 8}[series.architecture]
+        if height % side or width % side:
+            raise InvalidInput(
+                f"{series.name} needs images whose sides are multiples of {side}, not {height}×{width}",
+                reason="IMAGES_WRONG_SIZE",
+                field="series",
+            )
+        multiple = {"mlp": 1, "unet": 8, "transformer": 32, "ddpm": 8}[series.architecture]
+        if series.width % multiple:
+            raise InvalidInput(
+                f"the width of {series.name} must be a multiple of {multiple}",
+                reason="WIDTH_IMPOSSIBLE",
+                field="series",
+            )
+
+
+def _thresholds(
+    run: RunFolder,
+    sweep: Sweep,
+    source: Path | None,
+    samples: dict[Network, dict[str, NDArray[Any]]],
+    delta_m: float | None,
+    delta_s: float | None,
+) -> dict[str, Thresholds]:
+    found: dict[str, Thresholds] = {}
+    for kind in sorted({series.space for series in sweep.series}):
+        own = [network for network in sweep.networks if sweep.series_named(network.series).space == kind]
+        space = open_space(run.path, kind, sweep.data, source)
+        found[kind] = find_thresholds(
+            np.concatenate([samples[network]["reference_distance"] for network in own]),
+            np.concatenate([samples[network]["sample_distance"] for network in own]),
+            np.concatenate([np.full(sweep.samples, network.size == sweep.sizes[-1]) for network in own]),
+            embed(space.images[:1], sweep.distance).shape[1],
+            delta_m=delta_m,
+            delta_s=delta_s,
+        )
+    return found
+
+
+def _transitions(
+    sweep: Sweep, samples: dict[Network, dict[str, NDArray[Any]]], thresholds: dict[str, Thresholds]
+) -> dict[str, Transition]:
+    found = {}
+    for series in sweep.series:
+        counts = [
+            [
+                np.bincount(
+                    classes_of(samples[Network(series=series.name, size=size, seed=seed)], thresholds[series.space]),
+                    minlength=len(CLASSES),
+                )
+                for size in sweep.sizes
+            ]
+            for seed in sweep.seeds
+        ]
+        found[series.name] = measure_transition(sweep.sizes, np.asarray(counts))
+    return found
+
+
+def _orderings(sweep: Sweep, series: str, evidence: dict[Network, dict[str, NDArray[Any]]]) -> list[Ordering]:
+    own = [found for network, found in evidence.items() if network.series == series]
+    classes = np.concatenate([found["class"] for found in own])
+    networks = np.repeat(np.arange(len(own)), [len(found["class"]) for found in own])
+    return [
+        check_ordering(
+            name,
+            larger,
+            CLASSES.index("generalized"),
+            sign * np.concatenate([found[array] for found in own]).astype(np.float64),
+            classes,
+            networks,
+        )
+        for array, sign, name in EXPECTED
+        for larger in (0, 1)
+    ]
+
+
+def metrics(story: Story) -> list[dict[str, Any]]:
+    """Every number of the page: one entry per network, space, series, ordering, circle and caption."""
+    lines: list[dict[str, Any]] = []
+    for network in story.sweep.networks:
+        classes, evidence = story.classes(network), story.evidence[network]
+        line: dict[str, Any] = {"kind": "network", **network.model_dump(), "samples": len(classes)}
+        for index, name in enumerate(map(str, CLASSES)):
+            line[name] = float((classes == index).mean())
+            here = evidence["class"] == index
+            line |= {
+                f"{name}_{array}": float(evidence[array][here].mean()) if here.any() else None
+                for array, _, _ in EXPECTED
+            }
+        line |= {
+            "reference_distance": float(np.median(story.samples[network]["reference_distance"])),
+            "sample_distance": float(np.median(story.samples[network]["sample_distance"])),
+            "training_trace": float(evidence["training_trace"].mean()),
+            "path_dependence": float(np.median(np.abs(evidence["energy"] - evidence["energy_line"]))),
+        }
+        lines.append(line)
+    lines += [{"kind": "thresholds", "space": kind, **asdict(found)} for kind, found in story.thresholds.items()]
+    for name, transition in story.transitions.items():
+        capacities = {
+            part: asdict(getattr(transition, part)) for part in ("memorization", "spurious", "generalization")
+        }
+        lines.append({"kind": "capacities", "series": name, **capacities, "spurious_peak": transition.spurious_peak})
+        lines += [
+            {"kind": "ordering", "series": name, **asdict(ordering), "shown": ordering.shown}
+            for ordering in story.orderings[name]
+        ]
+    for circle in story.circles:
+        arrays = circle.arrays
+        lines.append(
+            {
+                "kind": "circle",
+                "size": circle.size,
+                "stored": circle.stored,
+                "spurious": circle.spurious,
+                "attractors_exact": len(arrays["attractors_exact"]),
+                "score_error": arrays["score_error"].tolist(),
+                "score_error_limit": arrays["score_error_limit"].tolist(),
+                "ring_energy_spread": float(arrays["ring_energy"].std()),
+                "ring_energy_spread_exact": float(arrays["ring_energy_exact"].std()),
+            }
+        )
+    lines += [{"kind": "caption", **found} for found in story.ladder]
+    return lines
+
+
+def _line(entry: dict[str, Any]) -> str:
+    # JSON has no infinity: a capacity beyond the sizes that were swept is null.
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(inner) for key, inner in value.items()}
+        return None if isinstance(value, float) and not np.isfinite(value) else value
+
+    return json.dumps(plain(entry)) + "\n"

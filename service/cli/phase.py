@@ -1,0 +1,133 @@
+"""`basin phase`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from audit.errors import InvalidInput, NotFound
+from service.cli.console import MARKS, messages, results
+
+if TYPE_CHECKING:
+    from audit.phase.run import Story
+    from audit.phase.sweep import Sweep
+
+app = typer.Typer(no_args_is_help=True, help="Reproduce the transition from memorization to generalization.")
+
+
+class Preset(StrEnum):
+    """The sweeps that ship with Basin."""
+
+    MINUTES = "minutes"
+    EVENING = "evening"
+    PAPER = "paper"
+
+
+@app.callback()
+def group() -> None:
+    """Reproduce the transition from memorization to generalization."""
+
+
+@app.command()
+def run(
+    preset: Annotated[
+        Preset | None,
+        typer.Option(
+            help="minutes: 8×8 digits, under ten minutes on two cores. evening: Fashion-MNIST, in pixel and in latent "
+            "space. paper: CIFAR-10 at the paper's sizes, for a GPU.  [default: minutes]",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="A sweep of your own, like `sweep` in a run's config.json.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="The run folder.  [default: runs/PRESET]")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Where the data set's files are.  [default: the usual places]"),
+    ] = None,
+    delta_m: Annotated[
+        float | None, typer.Option(min=0.0, help="Distance to a training image up to which a sample is memorized.")
+    ] = None,
+    delta_s: Annotated[
+        float | None, typer.Option(min=0.0, help="Distance to another sample up to which a sample recurs.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes of one thread each.  [default: one per GPU, else per core]")
+    ] = None,
+) -> None:
+    """Train networks on growing numbers of images, measure what they recall, and write a page that tells the story.
+
+    The same command goes on where it was killed; with other thresholds it only measures again.
+    """
+    if preset is not None and config is not None:
+        raise InvalidInput("name a --preset or a --config, not both", reason="FLAGS_CONFLICT", field="config")
+    with messages().status("loading"):
+        from audit.phase.run import run_phase
+        from audit.phase.workers import default_devices
+
+        sweep = read_sweep(config, preset or Preset.MINUTES)
+    devices = default_devices()
+    if workers is not None:
+        devices = tuple(devices[index % len(devices)] for index in range(workers))
+    folder = out or Path("runs") / (config.stem if config else str(preset or Preset.MINUTES))
+    story = run_phase(sweep, folder, source=data, delta_m=delta_m, delta_s=delta_s, devices=devices)
+    print_story(story)
+
+
+def read_sweep(file: Path | None, preset: Preset) -> Sweep:
+    """The sweep of a file, or else of a preset.
+
+    Raises:
+        NotFound: the file cannot be read.
+        InvalidInput: it holds no sweep.
+    """
+    from pydantic import ValidationError
+
+    from audit.phase.sweep import PRESETS, Sweep
+
+    if file is None:
+        return PRESETS[preset]
+    try:
+        return Sweep.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise NotFound(f"cannot read {file}: {error.strerror}", reason="SWEEP_NOT_FOUND", field="config") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise InvalidInput(
+            f"{file.name} is no sweep: {place + ': ' if place else ''}{first['msg']}",
+            reason="SWEEP_INVALID",
+            field="config",
+        ) from error
+
+
+def print_story(story: Story) -> None:
+    """The capacities and the orderings, and where the page is."""
+    from audit.phase.page import show_capacity, show_estimate
+
+    out = results()
+    table = Table("network", "memorization", "spurious peak", "at the peak", "generalization", box=None)
+    for name, found in story.transitions.items():
+        table.add_row(
+            name,
+            *(show_capacity(capacity, story.sweep.sizes) for capacity in (found.memorization, found.spurious)),
+            f"{found.spurious_peak:.0%}",
+            show_capacity(found.generalization, story.sweep.sizes),
+        )
+    out.print("Capacities, in training images:")
+    out.print(table)
+    table = Table("network", "larger than in generalized samples", "in", "by", "shown", box=None)
+    for name, orderings in story.orderings.items():
+        for ordering in orderings:
+            judged = ordering.within if ordering.networks else ordering.overall
+            colour = MARKS[ordering.larger][1]
+            table.add_row(
+                name, ordering.quantity, f"[{colour}]{ordering.larger}[/]", show_estimate(judged), ordering.shown
+            )
+    out.print("\nOrderings:")
+    out.print(table)
+    messages().print(f"The page is {story.run.path / 'index.html'}.", markup=False)
