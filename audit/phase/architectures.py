@@ -203,6 +203,12 @@ class Fleet(nn.Module):
         self.stacked = nn.ParameterList(stacked.values())
         # In a tuple, so that it is not a submodule: it has the computation but no weights.
         self._computation = (copy.deepcopy(networks[0]).to("meta"),)
+        self.train(networks[0].training)
+
+    def train(self, mode: bool = True) -> Fleet:
+        """Training or evaluation, of the computation too: it is where dropout is."""
+        self._computation[0].train(mode)
+        return super().train(mode)
 
     def __len__(self) -> int:
         return len(self.stacked[0])
@@ -224,7 +230,7 @@ class Fleet(nn.Module):
 
         if len(self) == 1:  # some kernels are slower, or missing, under vmap
             return one({name: value[0] for name, value in parameters.items()}, x[0], t[0])[None]
-        return torch.vmap(one)(parameters, x, t)
+        return torch.vmap(one, randomness="different")(parameters, x, t)
 
     def clip_gradients(self, norm: float) -> None:
         """Scale the gradient of every network down to a norm of at most `norm`, each on its own."""

@@ -178,13 +178,20 @@ def draw_distances(story: Story) -> Figure:
             edges = np.geomspace(max(low, value / 30), high, 70)
             colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(sizes)))
             clipped = [np.maximum(distances, edges[0]) for distances in by_size]
-            panel.hist(clipped, edges, stacked=True, color=list(colours), label=[f"K = {size:,}" for size in sizes])
+            heights = panel.hist(
+                clipped, edges, stacked=True, color=list(colours), label=[f"K = {size:,}" for size in sizes]
+            )[0]
+            tallest = np.asarray(heights)[-1, 1:].max() * 1.25
+            if heights[-1][0] > tallest:  # exact repeats would flatten everything else
+                panel.set_ylim(0, tallest)
+                panel.text(edges[1], tallest * 0.97, f" {heights[-1][0]:,.0f} coincide", fontsize=7, va="top")
             panel.axvline(value, color=INK, linestyle="--")
             symbol = "δ$_m$" if array == "reference_distance" else "δ$_s$"
             panel.text(value, 0.97, f" {symbol} = {value:.2f}", transform=panel.get_xaxis_transform(), va="top")
             panel.set(xscale="log", xlabel=f"distance to the nearest {label}", ylabel="samples")
             panel.set_title(f"{kind} space; {source}", fontsize=8)
-    axes[0, 1].legend(fontsize=6.5, loc="upper left")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(sizes), 8), fontsize=7, columnspacing=1.2)
     return figure
 
 
@@ -209,24 +216,18 @@ def draw_circle(story: Story) -> Figure:
         length = np.linalg.norm(score, axis=-1, keepdims=True)
         arrows = score / np.maximum(length, 1e-9) * np.minimum(length, 8) / 8
         row[0].quiver(x, y, arrows[..., 0], arrows[..., 1], color="white", alpha=0.7, scale=14, width=0.006)
-        _mark_attractors(row[0], arrays["attractors"], arrays["attractor_distance"])
-        row[1].plot(*arrays["attractors_exact"].T, "o", markerfacecolor="none", markeredgecolor="white")
         panel = row[3]
-        panel.plot(*arrays["samples"].T, ".", color="#7a869a", markersize=2, alpha=0.6)
-        if circle.size <= 100:
-            panel.plot(*arrays["points"].T, "*", color=COLOURS[0], markersize=9, label="training point")
-        for center, energy in zip(arrays["attractors"], arrays["attractor_energy"], strict=True):
-            if circle.size <= 100:
-                panel.annotate(f"{energy:.1f}", center * 1.28, ha="center", va="center", fontsize=8)
-        panel.set(
-            title="samples, energies of attractors",
-            xlim=extent[:2],
-            ylim=extent[2:],
-            xticks=[],
-            yticks=[],
-            aspect="equal",
-        )
-    axes[0, 3].legend(loc="center", fontsize=7)
+        panel.plot(*arrays["samples"].T, ".", color="#4c78a8", markersize=4, alpha=0.4)
+        panel.set(title=f"K = {circle.size:,}: samples", xlim=extent[:2], ylim=extent[2:], aspect="equal")
+        if not circle.flat:
+            _mark_attractors(row[0], arrays["attractors"], arrays["attractor_distance"])
+            row[1].plot(*arrays["attractors_exact"].T, "o", markerfacecolor="none", markeredgecolor="white")
+            panel.plot(*arrays["points"].T, "*", color=COLOURS[0], markerfacecolor="none", markersize=11)
+            for center, energy in zip(arrays["attractors"], arrays["attractor_energy"], strict=True):
+                panel.annotate(f"{abs(energy):.1f}", center * 1.32, ha="center", va="center", fontsize=8)
+        for panel in row:
+            panel.set(xticks=[], yticks=[])
+            panel.spines[:].set_visible(False)
     return figure
 
 

@@ -88,7 +88,7 @@ class RunFolder:
                     reason="RUN_OF_ANOTHER_CONFIGURATION",
                     field="out",
                 )
-            if found["images"] != digest:
+            if found.get("images") != digest:
                 raise InvalidInput(
                     f"{self.path} holds a run on other images; name another --out folder",
                     reason="RUN_OF_ANOTHER_CONFIGURATION",

@@ -26,6 +26,8 @@ from audit.verdict.rule import CLASSES, classify_samples
 
 #: Rows side by side in one call of a network.
 ROWS = 1024
+#: Seeds of the noise of basins, far above those of samples: noise that a sample was drawn from leads back to it.
+BASIN_SEEDS = 2**48
 #: Evaluations of one relative energy.
 ENERGY_NODES = 128
 
@@ -157,7 +159,7 @@ def measure(
         {},
         recovered,
         sweep.basin,
-        seed=network.seed,
+        seed=BASIN_SEEDS + network.seed,
         rows=ROWS,
     )
     report(0.4)

@@ -56,6 +56,8 @@ def _contents(story: Story) -> dict[str, Any]:
         "sigma_shown": SIGMA_SHOWN,
         "sigmas_compared": SIGMAS_COMPARED,
         "effects": capacity_effects(story),
+        "orderings": list(zip(*story.orderings.values(), strict=True)),
+        "starred": any(not found.networks for orderings in story.orderings.values() for found in orderings),
         "path_dependence": {name: _path_dependence(story, name) for name in story.transitions},
     }
 

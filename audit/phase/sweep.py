@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     field_validator,
@@ -22,10 +21,12 @@ from audit.phase.data import DataSet
 
 #: What the ℓ2 distance of two images is taken between: their pixels, CLIP embeddings or LPIPS features.
 Distance = Literal["pixel", "clip", "lpips"]
+#: Of a network; small enough for the seeds that are derived from it.
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Series(_Model):
@@ -60,7 +61,7 @@ class Network(_Model):
 
     series: str
     size: PositiveInt
-    seed: NonNegativeInt
+    seed: Seed
 
     @property
     def name(self) -> str:
@@ -82,7 +83,7 @@ class Sweep(_Model):
         weight_decay: of AdamW.
         prediction_type: what networks predict.
         beta_schedule: noise schedule, as diffusers names it, of 1,000 timesteps.
-        autoencoder_widths: of the autoencoder's levels, for series in latent space.
+        autoencoder_widths: of the autoencoder's levels, for series in latent space; multiples of 8.
         autoencoder_steps: its optimizer steps.
         samples: N, drawn from every network; recurrence depends on it.
         sampler_steps: DDIM steps.
@@ -95,14 +96,14 @@ class Sweep(_Model):
     data: DataSet
     sizes: tuple[PositiveInt, ...] = Field(min_length=3)
     series: tuple[Series, ...] = Field(min_length=1)
-    seeds: tuple[NonNegativeInt, ...] = Field((0,), min_length=1)
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     steps: PositiveInt
     batch_size: PositiveInt = 128
     ema_decay: float = Field(0.999, ge=0, lt=1)
     weight_decay: float = Field(0.01, ge=0)
     prediction_type: PredictionType = "sample"
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
-    autoencoder_widths: tuple[PositiveInt, ...] = (16, 32, 64)
+    autoencoder_widths: tuple[Annotated[int, Field(gt=0, multiple_of=8)], ...] = Field((16, 32, 64), min_length=1)
     autoencoder_steps: PositiveInt = 2000
     samples: int = Field(2048, ge=8)
     sampler_steps: int = Field(50, ge=2, le=1000)
@@ -117,6 +118,13 @@ class Sweep(_Model):
         if list(values) != sorted(set(values)):
             raise ValueError("they must ascend, each once")
         return values
+
+    @field_validator("basin")
+    @classmethod
+    def _measurable(cls, basin: BasinSettings) -> BasinSettings:
+        if basin.trials < 1 or basin.stride < 1 or not 0 <= basin.share <= 1:
+            raise ValueError("trials and stride are at least 1, share is in [0, 1]")
+        return basin
 
     @model_validator(mode="after")
     def _named_apart(self) -> Sweep:

@@ -31,7 +31,7 @@ from audit.phase.train_sweep import NetworkDenoiser, train_on
 from audit.phase.workers import Job, Report
 
 SIZES = (2, 9, 1000)
-WIDTH = 128
+WIDTH = 64
 STEPS = 6000
 BATCH = 256
 SIGMA_MIN, SIGMA_MAX, LEVELS = 0.01, 10.0, 1000
@@ -115,6 +115,21 @@ class Circle:
         return int((self.arrays["attractor_distance"] <= SIGMA_SHOWN / 2).sum())
 
     @property
+    def stored_exact(self) -> int:
+        """Attractors of the exact energy that are training points."""
+        return int((self.arrays["attractor_exact_distance"] <= SIGMA_SHOWN / 2).sum())
+
+    @property
+    def spurious_exact(self) -> int:
+        """Attractors of the exact energy that are not: blends."""
+        return len(self.arrays["attractor_exact_distance"]) - self.stored_exact
+
+    @property
+    def flat(self) -> bool:
+        """Whether training points lie so densely that neighbours always blend: descents stop anywhere on a ring."""
+        return self.size * SIGMA_SHOWN > 4 * np.pi
+
+    @property
     def spurious(self) -> int:
         """Attractors that are not."""
         return len(self.arrays["attractor_distance"]) - self.stored
@@ -149,8 +164,9 @@ def run_toy(folder: Path, seed: int, report: Report, device: str) -> None:
     Written per K: the training `points`; `samples` of the reverse process; `energy`, `energy_exact` and `energy_limit`
     on a square grid, and `score` there; `ring_energy`, `ring_energy_exact` and `ring_energy_limit` around the unit
     circle; `attractors` of the trained energy with `attractor_visits`, `attractor_energy` and `attractor_distance` to
-    the nearest training point, and `attractors_exact` of the exact one; `score_error`, relative, at `SIGMAS_COMPARED`,
-    against the finite set and `score_error_limit` against the whole circle. Energies are in nats, minimum zero.
+    the nearest training point; `attractors_exact` of the exact energy with `attractor_exact_distance`; `score_error`,
+    relative, at `SIGMAS_COMPARED`, against the finite set and `score_error_limit` against the whole circle. Energies
+    are in nats, minimum zero.
 
     Args:
         folder: where to.
@@ -213,7 +229,7 @@ def _examine(trained: Denoiser, points: Tensor, seed: int) -> dict[str, NDArray[
     samples = sample_circle(trained, SAMPLES, seed)
     settle = partial(find_attractors, starts=samples, t=t, distance=SIGMA_SHOWN, steps=300, tolerance=1e-4)
     found: Attractors = settle(trained, condition={})
-    learnt = settle(exact, condition=condition)
+    blends = settle(exact, condition=condition)
     everywhere = torch.cat([grid, ring, found.centers])
     split = [len(grid), len(ring), len(found.centers)]
     times = torch.full((len(everywhere),), t)
@@ -249,7 +265,8 @@ def _examine(trained: Denoiser, points: Tensor, seed: int) -> dict[str, NDArray[
         "attractors": found.centers,
         "attractor_visits": torch.as_tensor(found.visits),
         "attractor_distance": torch.cdist(found.centers.double(), points.double()).min(1).values,
-        "attractors_exact": learnt.centers,
+        "attractors_exact": blends.centers,
+        "attractor_exact_distance": torch.cdist(blends.centers.double(), points.double()).min(1).values,
         "score_error": torch.stack(errors),
         "score_error_limit": torch.stack(errors_limit),
     }

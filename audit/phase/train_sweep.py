@@ -192,6 +192,7 @@ def train_on(
     ones = (1,) * (pool.dim() - 1)
 
     def loss(generator: torch.Generator) -> Tensor:
+        torch.manual_seed(generator.initial_seed())  # dropout draws from the global generator
         shape = (len(sets), batch_size)
         # Drawn on the CPU, so that every device sees the same batches.
         rows = first + (torch.rand(shape, generator=generator) * sizes).long()

@@ -72,6 +72,8 @@ def find_thresholds(
         # Samples that coincide lie below any boundary and would only hide it.
         apart = sample[sample > COINCIDENT_RMS * dimension**0.5]
         try:
+            if not len(apart):
+                raise ValueError("all samples coincide")
             delta_s, source_s = find_valley(apart), "valley"
         except ValueError:
             delta_s = float(np.quantile(sample[largest], ORDINARY_RECURRENCE))
@@ -212,10 +214,14 @@ class Ordering:
     overall: Estimate
 
     @property
+    def judged(self) -> Estimate:
+        """The difference within networks, or overall where none has both classes."""
+        return self.within if self.networks else self.overall
+
+    @property
     def shown(self) -> str:
-        """Yes, no (it is the opposite) or open: by the interval within networks, or overall where none has both."""
-        judged = self.within if self.networks else self.overall
-        return "yes" if judged.lower > 0 else "no" if judged.upper < 0 else "open"
+        """By the interval of `judged`: "yes", "no" when it is the other way round, else "open"."""
+        return "yes" if self.judged.lower > 0 else "no" if self.judged.upper < 0 else "open"
 
 
 def check_ordering(

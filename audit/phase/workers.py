@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -63,7 +65,8 @@ def run_jobs(title: str, jobs: Sequence[Job], devices: Sequence[str]) -> None:
 
     Raises:
         WorkerLost: a worker was killed.
-        Exception: whatever a job raises, once the others have stopped.
+        Exception: whatever a job raises, once the others have stopped; a RuntimeError that says the same where the
+            exception cannot be sent from one process to another.
     """
     if not jobs:
         return
@@ -80,8 +83,8 @@ def run_jobs(title: str, jobs: Sequence[Job], devices: Sequence[str]) -> None:
     )
     with progress_bar() as bar:
         task = bar.add_task(title, total=_PARTS, note="")
-        futures = [pool.submit(_run, index, job.function) for index, job in enumerate(jobs)]
         try:
+            futures = [pool.submit(_run, index, job.function) for index, job in enumerate(jobs)]
             pending = set(futures)
             while pending:
                 done, pending = wait(pending, timeout=0.25, return_when=FIRST_EXCEPTION)
@@ -99,6 +102,8 @@ def run_jobs(title: str, jobs: Sequence[Job], devices: Sequence[str]) -> None:
                 "a worker process was killed (out of memory?); run the same command again, nothing is done twice",
                 reason="WORKER_LOST",
             ) from error
+        except _Failed as failed:
+            raise failed.kind(failed.message, reason=failed.reason, field=failed.field) from failed
         finally:
             shares[len(jobs)] = 1.0
             pool.shutdown(cancel_futures=True)
@@ -112,19 +117,34 @@ class _Abandoned(BaseException):
     """Nobody waits for the job any more."""
 
 
+class _Failed(Exception):
+    """An `AuditError` on its way from a worker: itself it cannot be unpickled."""
+
+    def __init__(self, kind: type[AuditError], message: str, reason: str, field: str) -> None:
+        super().__init__(kind, message, reason, field)
+        self.kind, self.message, self.reason, self.field = kind, message, reason, field
+
+
 def _start(shares: Any, free: Any) -> None:
     global _shares, _device
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _shares, _device = shares, free.get()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent tells us to stop
     os.environ["OMP_NUM_THREADS"] = "1"  # of libraries that are loaded later
     torch.set_num_threads(1)
 
 
-def _run(index: int, function: Callable[[Report, str], None]) -> None:
+def _end_with_parent() -> None:
+    """A worker that waits for its next job would never learn that there is none."""
     parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
+
+def _run(index: int, function: Callable[[Report, str], None]) -> None:
     def report(share: float) -> None:
-        if _shares[len(_shares) - 1] or (parent is not None and not parent.is_alive()):
+        if _shares[len(_shares) - 1]:
             raise _Abandoned
         _shares[index] = share
 
@@ -134,3 +154,18 @@ def _run(index: int, function: Callable[[Report, str], None]) -> None:
         report(1.0)
     except _Abandoned:
         pass
+    except AuditError as error:
+        raise _Failed(type(error), str(error), error.reason, error.field) from error
+    except Exception as error:
+        if _travels(error):
+            raise
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
+
+
+def _travels(error: Exception) -> bool:
+    """Whether an exception can be unpickled; one that cannot would look like a lost worker."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return False
+    return True

@@ -120,14 +120,11 @@ def print_story(story: Story) -> None:
         )
     out.print("Capacities, in training images:")
     out.print(table)
-    table = Table("network", "larger than in generalized samples", "in", "by", "shown", box=None)
-    for name, orderings in story.orderings.items():
-        for ordering in orderings:
-            judged = ordering.within if ordering.networks else ordering.overall
-            colour = MARKS[ordering.larger][1]
-            table.add_row(
-                name, ordering.quantity, f"[{colour}]{ordering.larger}[/]", show_estimate(judged), ordering.shown
-            )
-    out.print("\nOrderings:")
+    table = Table("", "", *story.orderings, box=None)
+    for row in zip(*story.orderings.values(), strict=True):
+        shape, colour = MARKS[row[0].larger]
+        cells = (f"{ordering.shown}, {show_estimate(ordering.judged)}" for ordering in row)
+        table.add_row(row[0].quantity, f"[{colour}]{shape} {row[0].larger}[/]", *cells)
+    out.print("\nLarger than in generalized samples:")
     out.print(table)
     messages().print(f"The page is {story.run.path / 'index.html'}.", markup=False)

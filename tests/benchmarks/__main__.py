@@ -8,7 +8,7 @@ from pathlib import Path
 
 import service  # noqa: F401 - first of all, for the OpenMP settings that a server has
 
-NAMES = ("verdicts", "curvature", "overhead", "concurrency", "memory")
+NAMES = ("verdicts", "curvature", "overhead", "concurrency", "memory", "training")
 OUT = Path(__file__).parents[2] / "docs" / "benchmarks"
 
 

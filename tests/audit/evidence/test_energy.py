@@ -144,6 +144,17 @@ def test_paths_are_those_they_are_called() -> None:
     torch.testing.assert_close(arc, math.pi / 2 * work, rtol=1e-10, atol=1e-10)
 
 
+class Widest(MeteredDenoiser):
+    """Knows its widest call too."""
+
+    widest = 0
+
+    def native(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """As the inner one's."""
+        self.widest = max(self.widest, len(x))
+        return super().native(x, t, condition)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_relative_energy_costs_its_nodes_however_rows_are_cut(dtype: torch.dtype) -> None:
     """`nodes` evaluations a point, in calls of any size, for images as for vectors."""
@@ -151,12 +162,13 @@ def test_relative_energy_costs_its_nodes_however_rows_are_cut(dtype: torch.dtype
     flat, shaped = exact_denoiser(points, priors), exact_denoiser(points.reshape(-1, 1, 8, 8), priors)
     t = timestep_of(flat.schedule, 0.6)
     expected = relative_energy(flat, places, reference, t, flat.condition(0), nodes=12)
-    for rows in (1, 25, 4096):
-        meter = MeteredDenoiser(shaped)
+    for rows, widest in ((1, 12), (25, 24), (4096, 60)):
+        meter = Widest(shaped)
         found = relative_energy(
             meter, places.reshape(-1, 1, 8, 8), reference.reshape(1, 8, 8), t, shaped.condition(0), nodes=12, rows=rows
         )
         assert meter.evaluations == 5 * 12
+        assert meter.widest == widest
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
