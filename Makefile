@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 CONSTRAINTS := deploy/constraints.txt
-DEBIAN := dataset-fashion-mnist prometheus
+DEBIAN := chromium dataset-fashion-mnist prometheus
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c

@@ -95,7 +95,7 @@ class RunFolder:
                     field="out",
                 )
             return
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if self.path.exists() and (not self.path.is_dir() or any(map(_in_use, self.path.iterdir()))):
             raise InvalidInput(
                 f"{self.path} is in use and holds no run; name another --out folder",
                 reason="FOLDER_IN_USE",
@@ -111,10 +111,19 @@ class RunFolder:
         write_whole(file, json.dumps(content, indent=2) + "\n")
 
 
+#: How the names of files begin while they are written.
+_PARTIAL = ".partial-"
+
+
+def _in_use(file: Path) -> bool:
+    """Whether a file is more than what a killed run left half-written."""
+    return not file.name.startswith(_PARTIAL)
+
+
 def write_whole(file: Path, content: bytes | str) -> None:
     """Write a file whole or not at all: under another name first. Its folder is made when missing."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".partial-{file.name}")
+    partial = file.with_name(f"{_PARTIAL}{file.name}")
     try:
         partial.write_bytes(content if isinstance(content, bytes) else content.encode())
         partial.replace(file)

@@ -32,6 +32,8 @@ SAMPLES, BASINS = 4, 1
 FIRST_SEED = 1_000_000
 #: σ of the curvature, as in an audit.
 NOISE_LEVEL = 0.15
+#: Floating-point operations of a caption, about.
+WEIGHT = 2e11
 #: Steps of the sampler between two noise levels of a basin.
 LEVEL_STRIDE = 3
 
@@ -52,7 +54,7 @@ def measured_captions() -> list[int]:
 def ladder_jobs(folder: Path) -> list[Job]:
     """What is left to measure, one job per caption."""
     return [
-        Job(f"caption {index}", 1.0, partial(measure_caption, folder, index))
+        Job(f"caption {index}", WEIGHT, partial(measure_caption, folder, index))
         for index in measured_captions()
         if not (folder / f"{index:03d}.json").is_file()
     ]

@@ -20,7 +20,7 @@ from audit.phase.one_model import ladder_jobs, load_ladder
 from audit.phase.similarity import embed, embedder
 from audit.phase.space import open_space, prepare_autoencoder
 from audit.phase.sweep import Network, Sweep
-from audit.phase.toy import Circle, load_toy, toy_job
+from audit.phase.toy import Circle, load_toy, toy_jobs
 from audit.phase.train_sweep import training_jobs
 from audit.phase.transition import (
     Ordering,
@@ -136,10 +136,12 @@ def run_phase(
 
     if any(series.space == "latent" for series in sweep.series):
         timed("autoencoder", lambda: prepare_autoencoder(run, sweep, source))
-    toy = toy_job(run.path / "toy", sweep.seeds[0])
-    jobs = [*training_jobs(run, sweep, source), *([] if toy is None else [toy])]
-    timed("training", lambda: run_jobs("training", jobs, devices))
-    timed("ladder", lambda: run_jobs("the ladder", ladder_jobs(run.path / "ladder"), devices))
+    jobs = [
+        *training_jobs(run, sweep, source),
+        *toy_jobs(run.path / "toy", sweep.seeds[0]),
+        *ladder_jobs(run.path / "ladder"),
+    ]
+    timed("networks, circle and ladder", lambda: run_jobs("networks", jobs, devices))
     timed("samples", lambda: run_jobs("samples", sampling_jobs(run, sweep, source), devices))
     samples = {network: read_arrays(run.samples(network)) for network in sweep.networks}
     thresholds = _thresholds(run, sweep, source, samples, delta_m, delta_s)

@@ -40,6 +40,8 @@ SIGMA_SHOWN = 0.2
 #: Noise levels at which the trained score is compared with the exact one.
 SIGMAS_COMPARED = (0.1, 0.2, 0.5, 1.0)
 SAMPLES = 512
+#: Of the job: as long as so many floating-point operations in larger networks.
+WEIGHT = 2e12
 #: Side of the grid of a landscape, and its half-width.
 GRID, EXTENT = 51, 1.6
 #: Points around the ring at which energies are compared.
@@ -146,11 +148,11 @@ def exact_denoiser(points: Tensor) -> EmpiricalDenoiser:
     return EmpiricalDenoiser(points, torch.ones(1, len(points)), exploding_schedule())
 
 
-def toy_job(folder: Path, seed: int) -> Job | None:
-    """The whole toy as one job; None when it is done."""
+def toy_jobs(folder: Path, seed: int) -> list[Job]:
+    """The whole toy as one job, unless it is done."""
     if all((folder / f"K{size:04d}.npz").is_file() for size in SIZES):
-        return None
-    return Job("circle", 1.0, partial(run_toy, folder, seed))
+        return []
+    return [Job("circle", WEIGHT, partial(run_toy, folder, seed))]
 
 
 def load_toy(folder: Path) -> list[Circle]:

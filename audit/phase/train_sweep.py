@@ -44,7 +44,7 @@ class NetworkDenoiser(Denoiser):
 
     def native(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The network's prediction."""
-        return self.network(x, t)
+        return self.network(x, t.to(x.device))
 
 
 def schedule_of(sweep: Sweep) -> Schedule:
@@ -98,7 +98,9 @@ def training_jobs(run: RunFolder, sweep: Sweep, source: Path | None) -> list[Job
         shape = open_space(run.path, series.space, sweep.data, source).latents.shape[1:]
         flops = forward_flops(build_network(series.architecture, series.width, shape), shape)
         work = partial(train_fleet, run.path, sweep, fleet, source)
-        jobs.append(Job(name=fleet_name(fleet), weight=len(fleet) * flops, function=work))
+        # A backward pass costs two forward ones.
+        weight = 3 * flops * sweep.steps * sweep.batch_size * len(fleet)
+        jobs.append(Job(name=fleet_name(fleet), weight=weight, function=work))
     return jobs
 
 

@@ -39,7 +39,7 @@ class Job:
 
     Attributes:
         name: for people.
-        weight: of the job in the progress bar, and its place in the queue: the heaviest goes first.
+        weight: about its floating-point operations, for the progress bar and for the queue: the heaviest goes first.
         function: picklable; called with a `Report` and the device.
     """
 

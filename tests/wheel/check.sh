@@ -22,6 +22,7 @@ for package in (audit, service):
     folder = Path(package.__file__).parent
     assert folder.is_relative_to(sys.prefix), f"{folder} is not in {sys.prefix}"
     assert (folder / "py.typed").exists(), f"{folder} lacks py.typed"
+assert (Path(audit.__file__).parent / "phase" / "page.html.j2").exists(), "the page's template is missing"
 PY
 
 prompt=$("$bin/python" -c 'from audit.demo import prompts; print(prompts()[0])')
