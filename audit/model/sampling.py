@@ -203,7 +203,16 @@ def sample_from(
 
     Returns:
         Where the trajectories end, shape of `clean`.
+
+    Raises:
+        InvalidInput: the scheduler is PNDM, whose first steps are of another kind wherever it begins.
     """
+    if isinstance(scheduler, diffusers.PNDMScheduler):
+        raise InvalidInput(
+            "PNDM cannot begin in the middle of a trajectory; take another scheduler, such as ddim",
+            reason="SCHEDULER_CANNOT_RESUME",
+            field="sampler.scheduler",
+        )
     noise, generators = draw_noise(seeds, clean.shape[1:])
     scheduler.set_timesteps(settings.steps)
     if hasattr(scheduler, "set_begin_index"):  # those that count their steps

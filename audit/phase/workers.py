@@ -11,9 +11,10 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,8 +73,7 @@ def run_jobs(title: str, jobs: Sequence[Job], devices: Sequence[str]) -> None:
         return
     jobs = sorted(jobs, key=lambda job: -job.weight)
     context = multiprocessing.get_context("spawn")
-    # One share of work done per job; the last entry is set when everybody is to stop.
-    shares = context.Array("d", len(jobs) + 1, lock=False)
+    shares = context.Array("d", len(jobs), lock=False)  # of every job that is done
     free: Any = context.Queue()
     for device in devices:
         free.put(device)
@@ -81,16 +81,20 @@ def run_jobs(title: str, jobs: Sequence[Job], devices: Sequence[str]) -> None:
     pool = ProcessPoolExecutor(
         min(len(devices), len(jobs)), mp_context=context, initializer=_start, initargs=(shares, free)
     )
-    with progress_bar() as bar:
+    with progress_bar() as bar, _ended(pool):
         task = bar.add_task(title, total=_PARTS, note="")
         try:
-            futures = [pool.submit(_run, index, job.function) for index, job in enumerate(jobs)]
+            with _without_interrupts():
+                futures = [pool.submit(_run, index, job.function) for index, job in enumerate(jobs)]
+                # A submission tells the pool to watch its processes, and starts another one only then: one more for
+                # the last.
+                pool.submit(bool).cancel()
             pending = set(futures)
             while pending:
                 done, pending = wait(pending, timeout=0.25, return_when=FIRST_EXCEPTION)
                 for future in done:
                     future.result()
-                total = sum(share * weight for share, weight in zip(shares[:-1], weights, strict=True))
+                total = sum(share * weight for share, weight in zip(shares, weights, strict=True))
                 bar.update(
                     task,
                     completed=int(_PARTS * total / sum(weights)),
@@ -104,17 +108,33 @@ def run_jobs(title: str, jobs: Sequence[Job], devices: Sequence[str]) -> None:
             ) from error
         except _Failed as failed:
             raise failed.kind(failed.message, reason=failed.reason, field=failed.field) from failed
-        finally:
-            shares[len(jobs)] = 1.0
-            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes that are started here never see Ctrl-C, which reaches the whole group: their parent ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _ended(pool: ProcessPoolExecutor) -> Iterator[None]:
+    """No worker outlives this. After a failure they are killed: what they write is whole or not there."""
+    try:
+        yield
+    except BaseException:
+        for process in list((pool._processes or {}).values()):
+            process.kill()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 _shares: Any = None
 _device = "cpu"
-
-
-class _Abandoned(BaseException):
-    """Nobody waits for the job any more."""
 
 
 class _Failed(Exception):
@@ -129,7 +149,6 @@ def _start(shares: Any, free: Any) -> None:
     global _shares, _device
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _shares, _device = shares, free.get()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent tells us to stop
     os.environ["OMP_NUM_THREADS"] = "1"  # of libraries that are loaded later
     torch.set_num_threads(1)
 
@@ -144,16 +163,12 @@ def _end_with_parent() -> None:
 
 def _run(index: int, function: Callable[[Report, str], None]) -> None:
     def report(share: float) -> None:
-        if _shares[len(_shares) - 1]:
-            raise _Abandoned
         _shares[index] = share
 
     try:
         report(0.0)
         function(report, _device)
         report(1.0)
-    except _Abandoned:
-        pass
     except AuditError as error:
         raise _Failed(type(error), str(error), error.reason, error.field) from error
     except Exception as error:

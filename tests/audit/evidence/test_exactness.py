@@ -22,7 +22,7 @@ from tests.audit.makers import SCHEDULER_CONFIG, clusters, exact_denoiser, times
 
 #: Relative to the size of what is measured; curvature by differences keeps a third of single precision's digits.
 PRECISIONS = [(torch.float64, 1e-6), (torch.float32, 0.02)]
-#: Every trial counts: all levels are tried, so that radii do not hang on a trial that only just fails.
+#: No share is too small: all levels are tried, and radii do not hang on a trial that only just fails.
 BASINS = BasinSettings(trials=6, share=0.0, stride=2)
 
 
@@ -78,7 +78,6 @@ class Scene:
             "along the line": relative_energy(denoiser, places[1:], places[0], t, condition, path="line", nodes=24),
             "absolute energies": absolute_energy(denoiser, noisy[:2], t, condition, steps=6),
             "recovery": basins.recovery,
-            "critical times": basins.critical_time,
             "radii": basins.radius,
             "balls": basins.log_volume,
         }
@@ -199,7 +198,7 @@ def test_a_point_twice_is_a_point_of_twice_the_weight(dtype: torch.dtype, tolera
 
 
 def test_measurements_tell_sets_apart() -> None:
-    """Without which the symmetries would say nothing: another weight or place of a point shows in all that depends."""
+    """Without which symmetries would say nothing: other weights or points show in all that is smooth in them."""
     scene = make_scene(3, 5, 0.8, torch.Generator().manual_seed(5))
     priors = scene.priors.clone()
     priors[0, 0] *= 2
@@ -209,10 +208,10 @@ def test_measurements_tell_sets_apart() -> None:
     for other in (Scene(scene.points, priors, scene.places, 0.8), Scene(points, scene.priors, scene.places, 0.8)):
         found = other.measure()
         same = {name for name in own if torch.allclose(found[name], own[name], rtol=1e-5, atol=1e-5)}
-        assert same <= {"flat shares", "visits", "recovery", "critical times", "radii", "balls"}
+        assert same <= {"flat shares", "visits", "recovery", "radii", "balls"}
     assert 0 < float(own["recovery"].mean()) < 1
-    turned = scene.measure()
-    assert all(torch.equal(turned[name], own[name]) for name in own)
+    again = scene.measure()
+    assert all(torch.equal(again[name], own[name]) for name in own)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)

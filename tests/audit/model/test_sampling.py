@@ -241,7 +241,11 @@ def walk_from(
     return sample_from(denoiser, scheduler, wanted, condition, condition, clean, first_step, seeds)
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+#: PNDM begins with Runge–Kutta steps wherever it begins.
+MIDWAY = [name for name in SCHEDULERS if name != "pndm"]
+
+
+@pytest.mark.parametrize("name", MIDWAY)
 def test_a_trajectory_joined_at_its_first_step_is_a_sample(name: str) -> None:
     """Latents that are noised to where `sample` starts go the same way, to 10⁻⁶, noise of the steps included."""
     denoiser = exact_denoiser(clusters(3, 4, 0.6))
@@ -276,11 +280,11 @@ def test_a_trajectory_joined_midway_ends_where_it_does(name: str, first_step: in
     assert float((passed[first_step] - x).norm()) > 0.05
 
 
-#: PNDM counts its steps from the first of a trajectory: joined midway, it takes Runge–Kutta steps at wrong timesteps.
-MIDWAY = [
-    *(name for name in SCHEDULERS if name != "pndm"),
-    pytest.param("pndm", marks=pytest.mark.xfail(raises=AssertionError, reason="sample_from misplaces PNDM's steps")),
-]
+def test_pndm_cannot_be_joined() -> None:
+    """It is refused, with a word on what to take instead."""
+    with pytest.raises(InvalidInput, match="ddim") as caught:
+        walk_from(exact_denoiser(torch.zeros(1, 16)), "pndm", 6, torch.zeros(1, 16), 2, [0])
+    assert caught.value.reason == "SCHEDULER_CANNOT_RESUME"
 
 
 @pytest.mark.parametrize("name", MIDWAY)
@@ -290,7 +294,7 @@ def test_a_lone_point_comes_back_from_any_step(name: str, shape: tuple[int, ...]
     point = torch.randn(1, *shape, dtype=torch.float64).expand(3, *shape)
     denoiser, seeds = exact_denoiser(point[:1]), [0, 1, 2]
     expected = point
-    if name in ("ddim", "pndm"):  # with set_alpha_to_one = False
+    if name == "ddim":  # with set_alpha_to_one = False
         noise, _ = draw_noise(seeds, shape)
         expected = denoiser.schedule.alphas[0] * point + denoiser.schedule.sigmas[0] * noise
     for first_step in (0, 1, 2, 3, 7, 12, 17, 19):
@@ -299,12 +303,12 @@ def test_a_lone_point_comes_back_from_any_step(name: str, shape: tuple[int, ...]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", MIDWAY)
 def test_a_joined_trajectory_does_not_depend_on_other_rows(name: str, dtype: torch.dtype) -> None:
     """Alone, or among others in another order, a seed's noise, steps and end are the same."""
     points = clusters(3, 4, 0.6).to(dtype)
     denoiser = exact_denoiser(points)
-    first = 0 if name == "pndm" else 3
+    first = 3
     together = walk_from(denoiser, name, 8, points[[0, 4, 8]], first, [3, 7, 11])
     assert together.dtype == dtype
     alone = walk_from(denoiser, name, 8, points[[4]], first, [7])
@@ -315,14 +319,12 @@ def test_a_joined_trajectory_does_not_depend_on_other_rows(name: str, dtype: tor
     assert not torch.equal(alone, other)
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", MIDWAY)
 @pytest.mark.parametrize(("guidance", "cost"), [(1.0, 1), (3.0, 2)])
 def test_a_joined_trajectory_costs_the_steps_that_are_left(name: str, guidance: float, cost: int) -> None:
     """One evaluation per row from before the last step, all of them from before the first, twice under guidance."""
     length = len(ready(name, 6).timesteps)
     for first_step in (0, length - 3, length - 1):
-        if name == "pndm" and first_step:
-            continue
         meter = MeteredDenoiser(exact_denoiser(clusters(2, 2, 0.5).float()))
         walk_from(meter, name, 6, torch.zeros(3, 16), first_step, [0, 1, 2], guidance)
         assert meter.evaluations == 3 * cost * (length - first_step)
@@ -340,7 +342,7 @@ def test_a_joined_trajectory_is_noised_to_its_timestep() -> None:
     points = clusters(2, 2, 0.5)
     denoiser = Watched(exact_denoiser(points))
     noise, _ = draw_noise([4, 5, 6, 7], (16,))
-    for name in sorted(set(SCHEDULERS) - {"pndm"}):
+    for name in MIDWAY:
         for first_step in (0, 2, 5):
             seen.clear()
             walk_from(denoiser, name, 6, points, first_step, [4, 5, 6, 7])
