@@ -103,8 +103,8 @@ def measure_basins(
     n, trials = len(points), settings.trials
     ready = scheduler()
     ready.set_timesteps(sampler.steps)
-    # Some schedulers take more steps than were asked for, and some stand between two timesteps.
     steps = list(range(len(ready.timesteps) - 1, -1, -settings.stride))
+    # Some schedulers stand between two timesteps.
     times = torch.as_tensor([float(ready.timesteps[step]) for step in steps], dtype=torch.float64)
     timesteps = times.round().long()
     recovery = np.full((n, len(steps)), np.nan)
