@@ -72,7 +72,8 @@ class RunFolder:
             images: what it is trained on.
 
         Raises:
-            InvalidInput: the folder holds something else, or the run of another sweep or of other images.
+            InvalidInput: the folder cannot be made, holds something else, or the run of another sweep or of other
+                images.
         """
         digest = f"sha256:{hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()}"
         file = self.path / "config.json"
@@ -101,7 +102,14 @@ class RunFolder:
                 reason="FOLDER_IN_USE",
                 field="out",
             )
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidInput(
+                f"cannot make {self.path}: {error.strerror}; name another --out folder",
+                reason="FOLDER_UNUSABLE",
+                field="out",
+            ) from error
         content = {
             "format": FORMAT,
             "sweep": sweep.model_dump(mode="json"),

@@ -43,6 +43,8 @@ EXPECTED = (
     ("curvature_volume", 1, "curvature: log-volume"),
     ("energy", -1, "depth of the energy"),
 )
+#: What AlexNet's stages need.
+LPIPS_SIDE = 32
 
 
 @dataclass(frozen=True)
@@ -111,11 +113,15 @@ def run_phase(
         devices: one worker each; all GPUs, or else all cores, when None.
 
     Raises:
-        InvalidInput: the sweep is impossible with these images, or the folder holds something else.
+        InvalidInput: the sweep is impossible with these images, the folder holds something else, a threshold is no
+            distance, or a network diverged.
         NotFound: the images, or what a distance needs, are not there.
     """
     from audit.phase.page import write_page  # matplotlib takes a second
 
+    for name, delta in (("delta_m", delta_m), ("delta_s", delta_s)):
+        if delta is not None and not 0 <= delta < np.inf:
+            raise InvalidInput(f"{name} must be a finite distance, not {delta}", reason="THRESHOLD_INVALID", field=name)
     source = None if source is None else source.resolve()
     devices = default_devices() if devices is None else devices
     try:
@@ -144,6 +150,7 @@ def run_phase(
     timed("networks, circle and ladder", lambda: run_jobs("networks", jobs, devices))
     timed("samples", lambda: run_jobs("samples", sampling_jobs(run, sweep, source), devices))
     samples = {network: read_arrays(run.samples(network)) for network in sweep.networks}
+    _check_samples(samples)
     thresholds = _thresholds(run, sweep, source, samples, delta_m, delta_s)
     timed("evidence", lambda: run_jobs("evidence", evidence_jobs(run, sweep, thresholds, source), devices))
     evidence = {network: read_arrays(run.evidence(network)) for network in sweep.networks}
@@ -173,9 +180,15 @@ def check_sweep(sweep: Sweep, images: NDArray[np.uint8]) -> None:
         InvalidInput: too few images, or sides and widths that an architecture cannot take.
     """
     height, width = images.shape[1:3]
+    if sweep.distance == "lpips" and min(height, width) < LPIPS_SIDE:
+        raise InvalidInput(
+            f"LPIPS needs images of at least {LPIPS_SIDE} pixels a side, not {height}×{width}; take another distance",
+            reason="IMAGES_WRONG_SIZE",
+            field="distance",
+        )
     if sweep.sizes[-1] > len(images):
         raise InvalidInput(
-            f"{sweep.data} has {len(images):,} images, fewer than K = {sweep.sizes[-1]:,}",
+            f"{sweep.data} has {len(images):,} images, fewer than K = {sweep.sizes[-1]:,}; leave out larger sizes",
             reason="TOO_FEW_IMAGES",
             field="sizes",
         )
@@ -184,7 +197,7 @@ def check_sweep(sweep: Sweep, images: NDArray[np.uint8]) -> None:
         side = shrink * {"mlp": 1, "unet": 2, "transformer": 2, "ddpm": 8}[series.architecture]
         if height % side or width % side:
             raise InvalidInput(
-                f"{series.name} needs images whose sides are multiples of {side}, not {height}×{width}",
+                f"{series.name} needs images whose sides are multiples of {side}, not {height}×{width}; crop them",
                 reason="IMAGES_WRONG_SIZE",
                 field="series",
             )
@@ -193,6 +206,16 @@ def check_sweep(sweep: Sweep, images: NDArray[np.uint8]) -> None:
             raise InvalidInput(
                 f"the width of {series.name} must be a multiple of {multiple}",
                 reason="WIDTH_IMPOSSIBLE",
+                field="series",
+            )
+
+
+def _check_samples(samples: dict[Network, dict[str, NDArray[Any]]]) -> None:
+    for network, found in samples.items():
+        if not np.isfinite(found["latents"]).all():
+            raise InvalidInput(
+                f"{network.name} diverged; lower the learning rate of {network.series} and name another --out folder",
+                reason="TRAINING_DIVERGED",
                 field="series",
             )
 
@@ -312,6 +335,8 @@ def _line(entry: dict[str, Any]) -> str:
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: plain(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [plain(inner) for inner in value]
         return None if isinstance(value, float) and not np.isfinite(value) else value
 
-    return json.dumps(plain(entry)) + "\n"
+    return json.dumps(plain(entry), allow_nan=False) + "\n"

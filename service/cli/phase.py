@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +16,9 @@ from service.cli.console import MARKS, messages, results
 if TYPE_CHECKING:
     from audit.phase.run import Story
     from audit.phase.sweep import Sweep
+
+#: Errors of a disk that takes no more.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 app = typer.Typer(no_args_is_help=True, help="Reproduce the transition from memorization to generalization.")
 
@@ -74,7 +78,16 @@ def run(
     if workers is not None:
         devices = tuple(devices[index % len(devices)] for index in range(workers))
     folder = out or Path("runs") / (config.stem if config else str(preset or Preset.MINUTES))
-    story = run_phase(sweep, folder, source=data, delta_m=delta_m, delta_s=delta_s, devices=devices)
+    try:
+        story = run_phase(sweep, folder, source=data, delta_m=delta_m, delta_s=delta_s, devices=devices)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise InvalidInput(
+            f"{error.strerror}: {folder}; make room there and run the same command again, nothing is done twice",
+            reason="DISK_FULL",
+            field="out",
+        ) from error
     print_story(story)
 
 
@@ -127,4 +140,4 @@ def print_story(story: Story) -> None:
         table.add_row(row[0].quantity, f"[{colour}]{shape} {row[0].larger}[/]", *cells)
     out.print("\nLarger than in generalized samples:")
     out.print(table)
-    messages().print(f"The page is {story.run.path / 'index.html'}.", markup=False)
+    messages().print(f"The page is {story.run.path / 'index.html'}.", markup=False, soft_wrap=True)
