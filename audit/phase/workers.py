@@ -84,7 +84,7 @@ def run_jobs(title: str, jobs: Sequence[Job], devices: Sequence[str]) -> None:
     with progress_bar() as bar, _ended(pool):
         task = bar.add_task(title, total=_PARTS, note="")
         try:
-            with _without_interrupts():
+            with _interrupts_held():
                 futures = [pool.submit(_run, index, job.function) for index, job in enumerate(jobs)]
                 # A submission tells the pool to watch its processes, and starts another one only then: one more for
                 # the last.
@@ -111,13 +111,21 @@ def run_jobs(title: str, jobs: Sequence[Job], devices: Sequence[str]) -> None:
 
 
 @contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Processes that are started here never see Ctrl-C, which reaches the whole group: their parent ends them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C is heard when this ends; processes that are started meanwhile never hear it: their parent ends them."""
+    held: list[int] = []
+    main = threading.current_thread() is threading.main_thread()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by processes
+    # Another thread may still hear it, and Python then calls the handler in this one.
+    handler = signal.signal(signal.SIGINT, lambda number, frame: held.append(number)) if main else None
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if main:
+            signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if held:
+            signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager
@@ -126,11 +134,12 @@ def _ended(pool: ProcessPoolExecutor) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for process in list((pool._processes or {}).values()):
-            process.kill()
+        with _interrupts_held():
+            for process in list((pool._processes or {}).values()):
+                process.kill()
+            pool.shutdown(cancel_futures=True)
         raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+    pool.shutdown()
 
 
 _shares: Any = None
