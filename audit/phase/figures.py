@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from audit.phase.one_model import rungs, truth
 from audit.phase.run import Story
 from audit.phase.space import open_space
-from audit.phase.sweep import Network
 from audit.phase.toy import EXTENT, SIGMA_SHOWN
 from audit.phase.train_sweep import fleet_name, fleets
 from audit.verdict.rule import CLASSES
@@ -115,13 +114,19 @@ def draw_capacities(story: Story) -> Figure:
 
 def draw_samples(story: Story) -> Figure:
     """What three sizes give, above the nearest training image and the nearest other sample (the paper, figure 1)."""
-    chosen = [(name, index) for name in _widest(story) for index in range(len(CLASSES))]
+    chosen = [
+        (name, index)
+        for name in _widest(story)
+        for index in range(len(CLASSES))
+        if story.transitions[name].fractions[:, index].any()
+    ]
     figure = Figure(figsize=(8.6, 2.05 * len(chosen)), layout="constrained")
     parts = figure.subfigures(len(chosen), 1, squeeze=False)[:, 0]
     for part, (name, index) in zip(parts, chosen, strict=True):
         found = story.transitions[name]
         size = int(found.sizes[found.fractions[:, index].argmax()])
-        network = Network(series=name, size=size, seed=story.sweep.seeds[0])
+        of_size = [network for network in story.networks(name) if network.size == size]
+        network = max(of_size, key=lambda network: (story.classes(network) == index).sum())
         arrays, classes = story.samples[network], story.classes(network)
         space = open_space(story.run.path, story.space(name), story.sweep.data, story.source)
         rows = np.flatnonzero(classes == index)[:SHOWN]

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -199,7 +199,7 @@ def test_nothing_is_made_twice_and_other_thresholds_measure_again(
 
 
 def test_killed_anywhere_a_run_goes_on_to_the_same_networks(basin: Basin, finished: Finished, tmp_path: Path) -> None:
-    """Killed with its workers, and then without them, it keeps every finished network and ends as if undisturbed."""
+    """Killed with its workers, and then without them, it keeps what is finished and ends as if undisturbed."""
     folder = finished.copy(tmp_path / "run", "training", "networks", "figures")
     run = RunFolder(folder)
     (folder / "index.html").unlink()
@@ -214,8 +214,8 @@ def test_killed_anywhere_a_run_goes_on_to_the_same_networks(basin: Basin, finish
     kept = {file: state for file, state in snapshot(run.path / "networks").items() if file in first}
     assert len(kept) == len(first)
 
-    with started(*finished.command, "--out", folder) as process:
-        wait_for(lambda: workers_of(process.pid), process)
+    with started(*finished.command, "--workers", 2, "--out", folder) as process:
+        wait_for(lambda: len(workers_of(process.pid)) == 2, process)
         workers = workers_of(process.pid)
         wait_for(lambda: all(file.is_file() for file in second), process)
         process.kill()
@@ -317,6 +317,17 @@ def series(**changes: object) -> list[dict[str, object]]:
     return [{"architecture": "mlp", "width": 16, "learning_rate": 1e-2, **changes}]
 
 
+def is_refused(basin: Basin, finished: Finished, flags: Sequence[object], words: Sequence[str]) -> bool:
+    """Whether a run ends with one line that holds these words, makes no folder and leaves a finished run alone."""
+    nowhere = finished.folder.with_name("never-made")
+    assert is_one_error(basin("phase", "run", *flags, "--out", nowhere), *words)
+    assert not nowhere.exists()
+    before = snapshot(finished.folder)
+    assert is_one_error(basin("phase", "run", *flags, "--out", finished.folder), *words)
+    assert snapshot(finished.folder) == before
+    return True
+
+
 def test_sweeps_that_cannot_be_run_are_one_line(
     basin: Basin, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -326,7 +337,7 @@ def test_sweeps_that_cannot_be_run_are_one_line(
     (tmp_path / "broken.json").write_text("{")
     uneven = save_images(tmp_path / "uneven", small_images(12, 10))
     large = save_images(tmp_path / "large", small_images(12, 32))
-    valid, out = config_file(tmp_path), tmp_path / "out"
+    valid = config_file(tmp_path)
     for config, data, words in (
         (tmp_path / "missing.json", finished.data, ["missing.json", "No such file"]),
         (tmp_path, finished.data, ["cannot read"]),
@@ -345,16 +356,13 @@ def test_sweeps_that_cannot_be_run_are_one_line(
         (config_file(tmp_path, distance="lpips"), finished.data, ["LPIPS", "32 pixels", "8×8"]),
         (config_file(tmp_path, distance="lpips"), large, ["LPIPS", "AlexNet", str(tmp_path / "no-weights")]),
     ):
-        result = basin("phase", "run", "--config", config, "--data", data, "--out", out)
-        assert is_one_error(result, *words)
-        assert not out.exists()
+        assert is_refused(basin, finished, ("--config", config, "--data", data), words)
     for flags, words in (
         (("--config", valid, "--preset", "minutes"), ["--preset", "--config"]),
         (("--config", valid, "--data", finished.data, "--delta-m", "inf"), ["delta_m", "finite"]),
         (("--config", valid, "--data", finished.data, "--delta-s", "inf"), ["delta_s", "finite"]),
     ):
-        assert is_one_error(basin("phase", "run", *flags, "--out", out), *words)
-        assert not out.exists()
+        assert is_refused(basin, finished, flags, words)
 
 
 def idx_file(*shape: int, content: bytes = b"") -> bytes:
@@ -381,7 +389,7 @@ def test_images_that_cannot_be_trained_on_are_one_line(basin: Basin, finished: F
     (tmp_path / "cifar-10-binary.tar.gz").write_bytes(b"\x1f\x8b and no more")
     np.savez(tmp_path / "floats.npz", images=np.zeros((12, 8, 8)))
     (tmp_path / "text.npz").write_text("no archive")
-    folder, out = config_file(tmp_path), tmp_path / "out"
+    folder = config_file(tmp_path)
     mnist, cifar = config_file(tmp_path, data="mnist"), config_file(tmp_path, data="cifar10")
     for config, data, words in (
         (folder, None, ["--data"]),
@@ -402,9 +410,7 @@ def test_images_that_cannot_be_trained_on_are_one_line(basin: Basin, finished: F
         (config_file(tmp_path, data="digits", sizes=[2, 4, 1798]), None, ["1,797 images", "K = 1,798"]),
     ):
         flags = () if data is None else ("--data", data)
-        result = basin("phase", "run", "--config", config, *flags, "--out", out)
-        assert is_one_error(result, *words)
-        assert not out.exists()
+        assert is_refused(basin, finished, ("--config", config, *flags), words)
 
 
 def test_folders_that_are_not_this_runs_are_left_alone(basin: Basin, finished: Finished, tmp_path: Path) -> None:

@@ -45,6 +45,23 @@ SWEEP: dict[str, Any] = {
     "points": 4,
     "basin": {"trials": 3},
 }
+#: Both spaces and the other architectures; far too short to learn anything.
+LATENT = Sweep.model_validate(
+    {
+        **SWEEP,
+        "series": [
+            {"architecture": "unet", "width": 8, "space": "latent", "learning_rate": 1e-3},
+            {"architecture": "transformer", "width": 32, "learning_rate": 1e-3},
+        ],
+        "seeds": [0],
+        "steps": 20,
+        "samples": 24,
+        "sampler_steps": 4,
+        "points": 2,
+        "autoencoder_widths": [8, 8, 8],
+        "autoencoder_steps": 10,
+    }
+)
 #: What `basin phase run` makes in its folder.
 STAGES = ("training", "networks", "samples", "evidence", "toy", "ladder")
 #: A machine under load needs a while to start processes that import torch.
@@ -110,10 +127,12 @@ def finished_run(base: Path) -> Finished:
 
 
 @cache
-def finished_story(base: Path) -> Story:
-    """What the library returns for a copy of that run."""
-    finished = finished_run(base)
-    return run_phase(finished.sweep, finished.copy(base / "story"), source=finished.data)
+def latent_story(base: Path) -> Story:
+    """Run `LATENT` on colour images in an archive, by a call of the library."""
+    images = small_images(12, 16, channels=3)
+    folder = finished_run(base).claim(base / "latent", LATENT, images)
+    np.savez(base / "images.npz", images=images)
+    return run_phase(LATENT, folder, source=base / "images.npz", devices=["cpu"])
 
 
 def _measure_circle_and_ladder(folder: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 from audit.phase.folder import RunFolder
 from audit.phase.page import write_page
 from audit.phase.run import Story
-from tests.audit.phase.finished import Finished, finished_run, finished_story
+from tests.audit.phase.finished import Finished, finished_run, latent_story
 
 #: Stops whatever is not in the file itself, and tells.
 POLICY = (
@@ -55,8 +55,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 @pytest.fixture(scope="session")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
-    """What the library returns for a copy of it."""
-    return finished_story(tmp_path_factory.getbasetemp() / "phase")
+    """What the library returns of a run in latent and in pixel space."""
+    return latent_story(tmp_path_factory.getbasetemp() / "phase")
 
 
 def look_at(page: Path, tmp_path: Path, width: int = 1200) -> dict[str, Any]:

@@ -16,25 +16,15 @@ from audit.phase.run import Story, check_sweep, metrics, run_phase
 from audit.phase.space import open_space, prepare_autoencoder
 from audit.phase.sweep import PRESETS, Series, Sweep
 from audit.phase.train_sweep import load_network, training_jobs
-from audit.verdict.rule import CLASSES
-from tests.audit.phase.finished import SWEEP, Finished, finished_run, finished_story, full_disk, small_images, snapshot
-
-LATENT = Sweep.model_validate(
-    {
-        **SWEEP,
-        "series": [
-            {"architecture": "unet", "width": 8, "space": "latent", "learning_rate": 1e-3},
-            {"architecture": "transformer", "width": 32, "space": "latent", "learning_rate": 1e-3},
-            {"architecture": "mlp", "width": 16, "learning_rate": 1e-2},
-        ],
-        "seeds": [0],
-        "steps": 20,
-        "samples": 24,
-        "sampler_steps": 4,
-        "points": 2,
-        "autoencoder_widths": [8, 8, 8],
-        "autoencoder_steps": 10,
-    }
+from tests.audit.phase.finished import (
+    LATENT,
+    SWEEP,
+    Finished,
+    finished_run,
+    full_disk,
+    latent_story,
+    small_images,
+    snapshot,
 )
 
 
@@ -46,57 +36,54 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 @pytest.fixture(scope="session")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
-    """What the library returns for a copy of it."""
-    return finished_story(tmp_path_factory.getbasetemp() / "phase")
+    """What the library returns of a run in latent and in pixel space."""
+    return latent_story(tmp_path_factory.getbasetemp() / "phase")
 
 
-def test_the_library_returns_what_the_command_writes(finished: Finished, story: Story) -> None:
-    """The story of a finished run holds the arrays of its files, and its metrics are those of the command."""
-    run = RunFolder(finished.folder)
-    assert set(story.samples) == set(story.evidence) == set(finished.sweep.networks)
-    for network in finished.sweep.networks:
-        for found, file in ((story.samples, run.samples(network)), (story.evidence, run.evidence(network))):
-            for name, array in read_arrays(file).items():
-                np.testing.assert_array_equal(found[network][name], array)
-        # Evidence is of the class that the thresholds of the whole run give.
-        evidence = story.evidence[network]
-        np.testing.assert_array_equal(story.classes(network)[evidence["index"]], evidence["class"])
-    for name, transition in story.transitions.items():
-        assert [network.series for network in story.networks(name)] == [name] * 9
-        np.testing.assert_allclose(transition.fractions.sum(1), 1)
-    assert {index for network in story.samples for index in story.classes(network)} == set(range(len(CLASSES)))
-    lines = [json.loads(line) for line in (finished.folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["kind"] for line in lines] == [line["kind"] for line in metrics(story)]
-
-
-def test_latent_space_and_other_architectures(finished: Finished, tmp_path: Path) -> None:
-    """Colour images run through an autoencoder, a U-Net and a transformer, beside a series in pixel space."""
-    images = small_images(12, 16, channels=3)
-    np.savez(tmp_path / "images.npz", images=images)
-    folder = finished.claim(tmp_path / "run", LATENT, images)
-    story = run_phase(LATENT, folder, source=tmp_path / "images.npz", devices=["cpu"])
-
+def test_latent_space_and_other_architectures(story: Story) -> None:
+    """Colour images run through an autoencoder and a U-Net, beside a transformer in pixel space, once."""
+    run = story.run
     assert set(story.thresholds) == {"latent", "pixel"}
     assert {"autoencoder", "samples", "evidence"} < set(story.seconds)
     shapes = {"latent": (24, 4, 4, 4), "pixel": (24, 3, 16, 16)}
-    for network, samples in story.samples.items():
-        assert samples["latents"].shape == shapes[story.space(network.series)]
-        assert np.isfinite(samples["latents"]).all()
-        assert load_network(folder, network, LATENT, tmp_path / "images.npz").prediction_type == "sample"
-    assert (folder / "autoencoder" / "diffusion_pytorch_model.safetensors").is_file()
-    encoded = read_arrays(folder / "autoencoder" / "encoded.npz")
+    for network in LATENT.networks:
+        assert story.samples[network]["latents"].shape == shapes[story.space(network.series)]
+        assert np.isfinite(story.samples[network]["latents"]).all()
+        assert load_network(run.path, network, LATENT, story.source).prediction_type == "sample"
+    encoded = read_arrays(run.autoencoder / "encoded.npz")
     assert encoded["latents"].shape == (12, 4, 4, 4)
     assert encoded["images"].shape == (12, 3, 16, 16)
-    assert not list((folder / "training").glob("*.state.*"))
-    assert (folder / "figures" / "samples.png").is_file()
-    page = (folder / "index.html").read_text()
-    assert all(series.name in page for series in LATENT.series)
+    assert not list(run.training.glob("*.state.*"))
 
-    before, run = snapshot(folder), RunFolder(folder)
-    prepare_autoencoder(run, LATENT, tmp_path / "images.npz")
-    assert training_jobs(run, LATENT, None) == sampling_jobs(run, LATENT, None) == []
-    assert evidence_jobs(run, LATENT, story.thresholds, None) == []
-    assert snapshot(folder) == before
+    before = snapshot(run.path)
+    prepare_autoencoder(run, LATENT, story.source)
+    assert training_jobs(run, LATENT, story.source) == sampling_jobs(run, LATENT, story.source) == []
+    assert evidence_jobs(run, LATENT, story.thresholds, story.source) == []
+    assert snapshot(run.path) == before
+
+
+def test_a_story_is_what_the_files_hold(story: Story) -> None:
+    """Arrays, classes, fractions, metrics and page of a run are those that its call returns."""
+    run = story.run
+    assert set(story.samples) == set(story.evidence) == set(LATENT.networks)
+    for network in LATENT.networks:
+        for found, file in ((story.samples, run.samples(network)), (story.evidence, run.evidence(network))):
+            for name, array in read_arrays(file).items():
+                np.testing.assert_array_equal(found[network][name], array)
+        evidence = story.evidence[network]
+        np.testing.assert_array_equal(story.classes(network)[evidence["index"]], evidence["class"])
+    page = (run.path / "index.html").read_text()
+    for name, transition in story.transitions.items():
+        own = story.networks(name)
+        assert [network.size for network in own] == list(transition.sizes) == list(LATENT.sizes)
+        for network, fractions in zip(own, transition.fractions, strict=True):
+            np.testing.assert_allclose(np.bincount(story.classes(network), minlength=3) / 24, fractions)
+        assert name in page
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == len(metrics(story))
+    assert [line for line in lines if line["kind"] == "network"] == [
+        line for line in metrics(story) if line["kind"] == "network"
+    ]
 
 
 @pytest.mark.parametrize(
