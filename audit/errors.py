@@ -10,6 +10,9 @@ AuditError
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 
 class AuditError(Exception):
     """Base of all errors that Basin raises on purpose.
@@ -23,6 +26,10 @@ class AuditError(Exception):
         super().__init__(message)
         self.reason = reason
         self.field = field
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by their arguments alone, exceptions would lose reason and field."""
+        return partial(type(self), reason=self.reason, field=self.field), self.args
 
 
 class InvalidInput(AuditError):

@@ -147,7 +147,7 @@ def measure_curvature(
         return ()
     points = latents[: settings.samples]
     n = len(points)
-    timesteps = [int((denoiser.schedule.sigmas - level).abs().argmin()) for level in settings.noise_levels]
+    timesteps = [denoiser.schedule.timestep(level) for level in settings.noise_levels]
     branches = [condition, unconditional] if settings.baseline else [condition]
     # One problem per (level, branch, point), all of them in the same batches.
     alphas, sigmas = denoiser.schedule.at(torch.tensor(timesteps), points.new_empty(len(timesteps), 1))

@@ -111,13 +111,12 @@ def absolute_energy(denoiser: Denoiser, points: Tensor, t: int, condition: Condi
 
     y = points.double() / float(alphas[0])
     change = torch.zeros(len(points), dtype=torch.float64)
-    drift, growth = slopes(y, 0)
     for index in range(steps):
+        drift, growth = slopes(y, index)
         step = float(noise_to_signal[index + 1] - noise_to_signal[index])
         ahead, growth_ahead = slopes(y + step * drift, index + 1)
         y = y + step * (drift + ahead) / 2
         change += step * (growth + growth_ahead) / 2
-        drift, growth = slopes(y, index + 1)
     largest = float(noise_to_signal[-1])
     at_end = -y.flatten(1).square().sum(1).cpu() / (2 * largest**2) - d / 2 * math.log(2 * math.pi * largest**2)
     # log p(x) = log p(y) − d log α; at the end log p(y) is at_end, and going back undoes the change.

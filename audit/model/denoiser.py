@@ -44,6 +44,10 @@ class Schedule:
     def __len__(self) -> int:
         return len(self.alphas)
 
+    def timestep(self, sigma: float) -> int:
+        """The timestep whose σ is nearest."""
+        return int((self.sigmas - sigma).abs().argmin())
+
     def at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """α and σ of per-row timesteps, shaped to multiply `like` row by row.
 

@@ -20,6 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 Architecture = Literal["mlp", "unet", "transformer", "ddpm"]
 
+#: What the sides of a row are multiples of.
+SIDE_MULTIPLE: dict[Architecture, int] = {"mlp": 1, "unet": 2, "transformer": 2, "ddpm": 8}
+#: What widths are multiples of.
+WIDTH_MULTIPLE: dict[Architecture, int] = {"mlp": 1, "unet": 8, "transformer": 32, "ddpm": 8}
+
 #: Width of the sinusoidal features of the timestep (Ho et al. 2020, appendix B).
 TIME_FEATURES = 64
 MLP_BLOCKS = 3
@@ -34,8 +39,8 @@ def build_network(architecture: Architecture, width: int, shape: Sequence[int]) 
     Args:
         architecture: "mlp" (residual, on flattened images), "unet" (two levels), "transformer" (on patches of 2×2) or
             "ddpm" (the UNet of Ho et al. 2020, appendix B, as the paper trains it).
-        width: of the hidden layers; a multiple of 8 for the UNets and of 32 for the transformer.
-        shape: of one row, (channels, height, width).
+        width: of the hidden layers, a multiple of `WIDTH_MULTIPLE`.
+        shape: of one row, (channels, height, width), its sides multiples of `SIDE_MULTIPLE`.
 
     Returns:
         A module: x (n, *shape), timesteps (n,) to the network's prediction (n, *shape).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
@@ -62,6 +62,11 @@ def draw_figures(story: Story) -> dict[str, Figure]:
 def _panels(rows: int, columns: int, width: float = 3.6, height: float = 2.7) -> tuple[Figure, NDArray[Any]]:
     figure = Figure(figsize=(max(width * columns, 6.5), height * rows), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _size_colours(sizes: Sequence[int]) -> list[NDArray[np.float64]]:
+    """One colour per K, from dark to light."""
+    return list(matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(sizes))))
 
 
 def _log_sizes(axes: Axes, sizes: NDArray[np.int64]) -> None:
@@ -181,10 +186,9 @@ def draw_distances(story: Story) -> Figure:
             everything = np.concatenate(by_size)
             low, high = np.quantile(everything, [0.02, 0.999])
             edges = np.geomspace(max(low, value / 30), high, 70)
-            colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(sizes)))
             clipped = [np.maximum(distances, edges[0]) for distances in by_size]
             heights = panel.hist(
-                clipped, edges, stacked=True, color=list(colours), label=[f"K = {size:,}" for size in sizes]
+                clipped, edges, stacked=True, color=_size_colours(sizes), label=[f"K = {size:,}" for size in sizes]
             )[0]
             tallest = np.asarray(heights)[-1, 1:].max() * 1.25
             if heights[-1][0] > tallest:  # exact repeats would flatten everything else
@@ -288,8 +292,7 @@ def draw_spectra(story: Story) -> Figure:
                 axes[0, column].fill_between(rank, low, high, color=COLOURS[index], alpha=0.2, linewidth=0)
                 axes[0, column].plot(rank, middle, color=COLOURS[index], label=kind)
         axes[0, column].set(title=f"{name}: samples", xlabel="rank", ylabel="singular value × σ")
-        colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(story.sweep.sizes)))
-        for size, colour in zip(story.sweep.sizes, colours, strict=True):
+        for size, colour in zip(story.sweep.sizes, _size_colours(story.sweep.sizes), strict=True):
             values = np.concatenate(
                 [found["training_singular"] for network, found in own.items() if network.size == size]
             )
@@ -341,7 +344,7 @@ def draw_losses(story: Story) -> Figure:
     names = list(story.transitions)
     figure, axes = _panels(1, len(names))
     sizes = list(story.sweep.sizes)
-    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(sizes)))
+    colours = _size_colours(sizes)
     for column, name in enumerate(names):
         for fleet in (fleet for fleet in fleets(story.sweep) if fleet[0].series == name):
             lines = (story.run.training / f"{fleet_name(fleet)}.jsonl").read_text().splitlines()

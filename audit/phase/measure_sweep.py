@@ -142,7 +142,7 @@ def measure(
     classes = classes_of(samples, thresholds)
     index = np.concatenate([np.flatnonzero(classes == c)[: sweep.points] for c in range(len(CLASSES))])
     points = torch.from_numpy(samples["latents"][index]).float().to(device)
-    t = int((denoiser.schedule.sigmas - sweep.noise_level).abs().argmin())
+    t = denoiser.schedule.timestep(sweep.noise_level)
 
     own = torch.from_numpy(embed(space.decode(points.cpu()), sweep.distance))
 

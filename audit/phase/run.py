@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from audit.errors import InvalidInput, NotFound
+from audit.phase.architectures import SIDE_MULTIPLE, WIDTH_MULTIPLE
 from audit.phase.data import load_data
 from audit.phase.folder import RunFolder, read_arrays, write_whole
 from audit.phase.measure_sweep import classes_of, evidence_jobs, sampling_jobs
@@ -194,14 +195,14 @@ def check_sweep(sweep: Sweep, images: NDArray[np.uint8]) -> None:
         )
     for series in sweep.series:
         shrink = 2 ** (len(sweep.autoencoder_widths) - 1) if series.space == "latent" else 1
-        side = shrink * {"mlp": 1, "unet": 2, "transformer": 2, "ddpm": 8}[series.architecture]
+        side = shrink * SIDE_MULTIPLE[series.architecture]
         if height % side or width % side:
             raise InvalidInput(
                 f"{series.name} needs images whose sides are multiples of {side}, not {height}×{width}; crop them",
                 reason="IMAGES_WRONG_SIZE",
                 field="series",
             )
-        multiple = {"mlp": 1, "unet": 8, "transformer": 32, "ddpm": 8}[series.architecture]
+        multiple = WIDTH_MULTIPLE[series.architecture]
         if series.width % multiple:
             raise InvalidInput(
                 f"the width of {series.name} must be a multiple of {multiple}",

@@ -55,8 +55,8 @@ def open_space(run: Path, kind: str, data: DataSet, source: Path | None) -> Spac
         data: which data set.
         source: where its files are; the usual places when None.
     """
-    images = as_images(load_data(data, source).images)
     if kind == "pixel":
+        images = as_images(load_data(data, source).images)
         return Space(images, images, None)
     folder = RunFolder(run).autoencoder
     vae = AutoencoderKL.from_pretrained(folder, local_files_only=True).eval().requires_grad_(False)

@@ -223,7 +223,7 @@ def sample_circle(denoiser: Denoiser, count: int, seed: int) -> Tensor:
 def _examine(trained: Denoiser, points: Tensor, seed: int) -> dict[str, NDArray[np.float64]]:
     exact, limit = exact_denoiser(points), CircleDenoiser()
     condition = exact.condition(0)
-    t = int((trained.schedule.sigmas - SIGMA_SHOWN).abs().argmin())
+    t = trained.schedule.timestep(SIGMA_SHOWN)
     axis = torch.linspace(-EXTENT, EXTENT, GRID)
     grid = torch.cartesian_prod(axis, axis)
     angles = torch.arange(RING) * (2 * torch.pi / RING)
@@ -249,7 +249,7 @@ def _examine(trained: Denoiser, points: Tensor, seed: int) -> dict[str, NDArray[
     errors, errors_limit = [], []
     generator = torch.Generator().manual_seed(seed)
     for sigma in SIGMAS_COMPARED:
-        level = int((trained.schedule.sigmas - sigma).abs().argmin())
+        level = trained.schedule.timestep(sigma)
         rows = torch.randint(len(points), (4096,), generator=generator)
         x = points[rows] + float(trained.schedule.sigmas[level]) * torch.randn(4096, 2, generator=generator)
         at = torch.full((len(x),), level)

@@ -96,7 +96,9 @@ def training_jobs(run: RunFolder, sweep: Sweep, source: Path | None) -> list[Job
             continue
         series = sweep.series_named(fleet[0].series)
         shape = open_space(run.path, series.space, sweep.data, source).latents.shape[1:]
-        flops = forward_flops(build_network(series.architecture, series.width, shape), shape)
+        with torch.device("meta"):
+            network = build_network(series.architecture, series.width, shape)
+        flops = forward_flops(network, shape)
         work = partial(train_fleet, run.path, sweep, fleet, source)
         # A backward pass costs two forward ones.
         weight = 3 * flops * sweep.steps * sweep.batch_size * len(fleet)

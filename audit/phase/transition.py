@@ -13,13 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from audit.bench.truth import ORDINARY_RECURRENCE
 from audit.verdict.calibration import UNCALIBRATED_RMS
 from audit.verdict.rule import CLASSES, find_valley
 
 #: Draws of every bootstrap.
 BOOTSTRAP = 1000
-#: Share of the samples of the largest training sets that may count as recurring where distances have no valley.
-ORDINARY_RECURRENCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -126,17 +125,11 @@ def crossing(sizes: NDArray[np.int64], shares: NDArray[np.float64], *, rising: b
         For a falling curve the end of its first stretch above one half, for a rising one the start of its last; 0
         when that lies before the first size and infinity when it lies beyond the last.
     """
-    above = shares >= 0.5
-    if rising:
-        below = np.flatnonzero(~above)
-        if not len(below):
-            return 0.0
-        left = int(below[-1])
-    else:
-        below = np.flatnonzero(~above)
-        left = int(below[0]) - 1 if len(below) else len(sizes) - 1
-        if left < 0:
-            return 0.0
+    below = np.flatnonzero(~(shares >= 0.5))
+    # The last size before the crossing; -1 before the first.
+    left = int([-1, *below][-1]) if rising else int([*below, len(sizes)][0]) - 1
+    if left < 0:
+        return 0.0
     if left == len(sizes) - 1:
         return float("inf")
     step = (0.5 - shares[left]) / (shares[left + 1] - shares[left])

@@ -106,8 +106,6 @@ def run_jobs(title: str, jobs: Sequence[Job], devices: Sequence[str]) -> None:
                 "a worker process was killed (out of memory?); run the same command again, nothing is done twice",
                 reason="WORKER_LOST",
             ) from error
-        except _Failed as failed:
-            raise failed.kind(failed.message, reason=failed.reason, field=failed.field) from failed
 
 
 @contextmanager
@@ -146,14 +144,6 @@ _shares: Any = None
 _device = "cpu"
 
 
-class _Failed(Exception):
-    """An `AuditError` on its way from a worker: itself it cannot be unpickled."""
-
-    def __init__(self, kind: type[AuditError], message: str, reason: str, field: str) -> None:
-        super().__init__(kind, message, reason, field)
-        self.kind, self.message, self.reason, self.field = kind, message, reason, field
-
-
 def _start(shares: Any, free: Any) -> None:
     global _shares, _device
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -178,8 +168,6 @@ def _run(index: int, function: Callable[[Report, str], None]) -> None:
         report(0.0)
         function(report, _device)
         report(1.0)
-    except AuditError as error:
-        raise _Failed(type(error), str(error), error.reason, error.field) from error
     except Exception as error:
         if _travels(error):
             raise

@@ -6,10 +6,15 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 import typer
 from rich.console import Console
+
+from audit.errors import InvalidInput, NotFound
 
 #: Exit code of anything that the user can set right.
 FAILED = 2
@@ -40,6 +45,37 @@ def fail(message: object, code: int = FAILED) -> NoReturn:
     """One line on stderr, and out."""
     print_error(message)
     raise typer.Exit(code)
+
+
+@contextmanager
+def reading(file: Path, kind: str, *, field: str) -> Iterator[None]:
+    """Say in one line why a file of a user's cannot be read, or holds nothing of its kind.
+
+    Args:
+        file: that is read here, and validated by pydantic.
+        kind: what it should hold, in a word.
+        field: the flag that named it.
+
+    Raises:
+        NotFound: the file cannot be read.
+        InvalidInput: it holds something else.
+    """
+    from pydantic import ValidationError
+
+    try:
+        yield
+    except OSError as error:
+        raise NotFound(
+            f"cannot read {file}: {error.strerror}", reason=f"{kind.upper()}_NOT_FOUND", field=field
+        ) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise InvalidInput(
+            f"{file.name} is no {kind}: {place + ': ' if place else ''}{first['msg']}",
+            reason=f"{kind.upper()}_INVALID",
+            field=field,
+        ) from error
 
 
 def quiet_libraries() -> None:

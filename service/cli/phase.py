@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from audit.errors import InvalidInput, NotFound
-from service.cli.console import MARKS, messages, results
+from audit.errors import InvalidInput
+from service.cli.console import MARKS, messages, reading, results
 
 if TYPE_CHECKING:
     from audit.phase.run import Story
@@ -98,24 +98,12 @@ def read_sweep(file: Path | None, preset: Preset) -> Sweep:
         NotFound: the file cannot be read.
         InvalidInput: it holds no sweep.
     """
-    from pydantic import ValidationError
-
     from audit.phase.sweep import PRESETS, Sweep
 
     if file is None:
         return PRESETS[preset]
-    try:
+    with reading(file, "sweep", field="config"):
         return Sweep.model_validate_json(file.read_bytes())
-    except OSError as error:
-        raise NotFound(f"cannot read {file}: {error.strerror}", reason="SWEEP_NOT_FOUND", field="config") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise InvalidInput(
-            f"{file.name} is no sweep: {place + ': ' if place else ''}{first['msg']}",
-            reason="SWEEP_INVALID",
-            field="config",
-        ) from error
 
 
 def print_story(story: Story) -> None:

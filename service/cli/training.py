@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from audit.errors import InvalidInput, NotFound
-from service.cli.console import messages
+from service.cli.console import messages, reading
 
 if TYPE_CHECKING:
     from audit.phase.ladder import Recipe
@@ -81,20 +81,8 @@ def read_recipe(file: Path | None, preset: Preset, seed: int | None) -> Recipe:
         NotFound: the file cannot be read.
         InvalidInput: it holds no recipe, or the seed is none.
     """
-    from pydantic import ValidationError
-
     from audit.phase.ladder import PRESETS, Recipe
 
-    try:
+    with reading(file or Path(preset), "recipe", field="recipe"):
         found = PRESETS[preset] if file is None else Recipe.model_validate_json(file.read_bytes())
         return found if seed is None else Recipe.model_validate({**found.model_dump(), "seed": seed})
-    except OSError as error:
-        raise NotFound(f"cannot read {file}: {error.strerror}", reason="RECIPE_NOT_FOUND", field="recipe") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise InvalidInput(
-            f"{file.name if file else preset} is no recipe: {place + ': ' if place else ''}{first['msg']}",
-            reason="RECIPE_INVALID",
-            field="recipe",
-        ) from error

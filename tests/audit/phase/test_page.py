@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import pytest
-
 from audit.phase.folder import RunFolder
 from audit.phase.page import write_page
 from audit.phase.run import Story
-from tests.audit.phase.finished import Finished, finished_run, latent_story
+from tests.audit.phase.finished import Finished
 
 #: Stops whatever is not in the file itself, and tells.
 POLICY = (
@@ -45,18 +43,6 @@ LOOK = """<script>addEventListener("load", () => {
   place.textContent = JSON.stringify(found);
   document.body.append(place);
 });</script>"""
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """A run that nothing disturbed."""
-    return finished_run(tmp_path_factory.getbasetemp() / "phase")
-
-
-@pytest.fixture(scope="session")
-def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
-    """What the library returns of a run in latent and in pixel space."""
-    return latent_story(tmp_path_factory.getbasetemp() / "phase")
 
 
 def look_at(page: Path, tmp_path: Path, width: int = 1200) -> dict[str, Any]:

@@ -20,24 +20,10 @@ from tests.audit.phase.finished import (
     LATENT,
     SWEEP,
     Finished,
-    finished_run,
     full_disk,
-    latent_story,
     small_images,
     snapshot,
 )
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """A run that nothing disturbed."""
-    return finished_run(tmp_path_factory.getbasetemp() / "phase")
-
-
-@pytest.fixture(scope="session")
-def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
-    """What the library returns of a run in latent and in pixel space."""
-    return latent_story(tmp_path_factory.getbasetemp() / "phase")
 
 
 def test_latent_space_and_other_architectures(story: Story) -> None:
