@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from numpy.typing import NDArray
+from safetensors.torch import save
 from torch import Tensor
 
 from audit.phase.autoencoder import decode, encode, train_autoencoder
 from audit.phase.data import DataSet, load_data
-from audit.phase.folder import RunFolder, read_arrays, write_arrays
+from audit.phase.folder import RunFolder, read_arrays, write_arrays, write_whole
 from audit.phase.sweep import Sweep
 from audit.phase.training import fit
 from audit.reference.images import to_float
@@ -81,7 +83,11 @@ def prepare_autoencoder(run: RunFolder, sweep: Sweep, source: Path | None) -> No
         seed=sweep.seeds[0],
         fit=partial(fit, folder=run.training),
     )
-    vae.save_pretrained(run.autoencoder, safe_serialization=True)
+    run.autoencoder.mkdir(exist_ok=True)
+    vae.save_config(run.autoencoder)
+    # The writer of safetensors has an error of its own for a full disk.
+    weights = save({name: value.contiguous() for name, value in vae.state_dict().items()}, {"format": "pt"})
+    write_whole(run.autoencoder / SAFETENSORS_WEIGHTS_NAME, weights)
     latents = encode(vae, pixels)
     images = decode(vae, latents)
     # Half precision is a tenth of a grey level.

@@ -81,11 +81,12 @@ def fit(
             "done": done,
             "curve": curve,
         }
+        # Before the state: a run that is done writes neither again.
+        curve_file.write_text("".join(json.dumps(line) + "\n" for line in curve))
         content = io.BytesIO()  # torch's own writer does not say that a disk is full
         torch.save(state, content)
         state_file.with_suffix(".tmp").write_bytes(content.getbuffer())
         state_file.with_suffix(".tmp").replace(state_file)
-        curve_file.write_text("".join(json.dumps(line) + "\n" for line in curve))
 
     modules.train()
     generator = torch.Generator()
