@@ -23,6 +23,10 @@ OURS = "/audit.v1."
 #: A caller may name a call by this metadata key, so that its log and ours can be matched.
 REQUEST_ID = "x-request-id"
 
+#: Seconds. A caller's clock for its deadline starts before ours, by as long as the request takes to arrive; its giving up
+#: may then look like a cancellation shortly before the end.
+_DEADLINE_SKEW = 0.25
+
 Context = grpc.aio.ServicerContext[Any, Any]
 Behavior = Callable[[Any, Context], Awaitable[Any]]
 
@@ -117,7 +121,8 @@ def _parse(content: bytes, parse: Callable[[bytes], Any]) -> Any:
 def code_of_cancellation(context: Context) -> grpc.StatusCode:
     """Whether a call that was cancelled had run out of time."""
     left = context.time_remaining()
-    return grpc.StatusCode.CANCELLED if left is None or left > 0 else grpc.StatusCode.DEADLINE_EXCEEDED
+    late = left is not None and left <= _DEADLINE_SKEW
+    return grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
 
 
 def _request_id(context: Context) -> str:

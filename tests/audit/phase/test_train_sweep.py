@@ -284,10 +284,12 @@ def test_every_image_of_a_set_is_seen_and_none_of_another(tmp_path: Path) -> Non
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """All networks of `SWEEP`, trained in this process, one job after the other."""
-    run = RunFolder(tmp_path_factory.mktemp("sweep"))
+    """All networks of `SWEEP`, trained in this process, one job after the other, in one thread like a worker's."""
+    run, threads = RunFolder(tmp_path_factory.mktemp("sweep")), torch.get_num_threads()
+    torch.set_num_threads(1)  # sums of several threads are rounded otherwise, which Adam makes much of
     for job in training_jobs(run, SWEEP, None):
         job.function(quiet, "cpu")
+    torch.set_num_threads(threads)
     return run
 
 
@@ -320,7 +322,7 @@ def test_a_trained_sweep_has_weights_and_curves_and_no_states(trained: RunFolder
 
 
 def test_results_do_not_depend_on_the_number_of_workers(trained: RunFolder, tmp_path: Path) -> None:
-    """Two worker processes train what this process did."""
+    """Two worker processes train what one process of one thread did."""
     run_jobs("training", training_jobs(RunFolder(tmp_path), SWEEP, None), ["cpu", "cpu"])
     for network in SWEEP.networks:
         one, other = load_file(trained.weights(network)), load_file(RunFolder(tmp_path).weights(network))
