@@ -23,8 +23,8 @@ OURS = "/audit.v1."
 #: A caller may name a call by this metadata key, so that its log and ours can be matched.
 REQUEST_ID = "x-request-id"
 
-#: Seconds. A caller's clock for its deadline starts before ours, by as long as the request takes to arrive; its giving up
-#: may then look like a cancellation shortly before the end.
+#: Seconds. A caller's clock for its deadline starts before ours, by as long as the request takes to arrive; its giving
+#: up may then look like a cancellation shortly before the end.
 _DEADLINE_SKEW = 0.25
 
 Context = grpc.aio.ServicerContext[Any, Any]

@@ -29,7 +29,7 @@ from audit.phase.transition import (
     Transition,
     check_ordering,
     find_thresholds,
-    measure_transition,
+    measure_transitions,
 )
 from audit.phase.workers import default_devices, run_jobs
 from audit.verdict.rule import CLASSES
@@ -247,20 +247,19 @@ def _thresholds(
 def _transitions(
     sweep: Sweep, samples: dict[Network, dict[str, NDArray[Any]]], thresholds: dict[str, Thresholds]
 ) -> dict[str, Transition]:
-    found = {}
-    for series in sweep.series:
-        counts = [
+    def count(network: Network, space: str) -> NDArray[np.int64]:
+        return np.bincount(classes_of(samples[network], thresholds[space]), minlength=len(CLASSES))
+
+    counts = {
+        series.name: np.asarray(
             [
-                np.bincount(
-                    classes_of(samples[Network(series=series.name, size=size, seed=seed)], thresholds[series.space]),
-                    minlength=len(CLASSES),
-                )
-                for size in sweep.sizes
+                [count(Network(series=series.name, size=size, seed=seed), series.space) for size in sweep.sizes]
+                for seed in sweep.seeds
             ]
-            for seed in sweep.seeds
-        ]
-        found[series.name] = measure_transition(sweep.sizes, np.asarray(counts))
-    return found
+        )
+        for series in sweep.series
+    }
+    return measure_transitions(sweep.sizes, counts)
 
 
 def _orderings(sweep: Sweep, series: str, evidence: dict[Network, dict[str, NDArray[Any]]]) -> list[Ordering]:

@@ -7,11 +7,12 @@ least half of its samples are training images; *spurious*, at which the share of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from audit.bench.truth import ORDINARY_RECURRENCE
 from audit.verdict.calibration import UNCALIBRATED_RMS
@@ -86,7 +87,7 @@ COINCIDENT_RMS = 0.025
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its 95% bootstrap interval; infinite where it lies beyond the sizes that were swept."""
+    """A number with its 95% interval; infinite where it lies beyond the sizes that were swept."""
 
     value: float
     lower: float
@@ -149,40 +150,74 @@ def peak(sizes: NDArray[np.int64], shares: NDArray[np.float64]) -> float:
     return float(np.exp(np.clip(x[1] - slope / (2 * bend), x[0], x[2])))
 
 
-def measure_transition(sizes: Sequence[int], counts: NDArray[np.int64], *, seed: int = 0) -> Transition:
-    """Fractions and capacities with their uncertainty.
+def measure_transitions(
+    sizes: Sequence[int], counts: Mapping[str, NDArray[np.int64]], *, seed: int = 0
+) -> dict[str, Transition]:
+    """Fractions and capacities of every series with their uncertainty.
 
-    The bootstrap draws seeds with replacement, and within each network its samples.
+    Bands and intervals come from a bootstrap that draws seeds with replacement, and within each network its samples. A
+    few seeds show little of how trainings differ, so all series lend each other theirs: the interval of a capacity
+    reaches at least as far as Student's t interval in log K, whose variance between trainings is pooled over series and
+    capacities. Capacities of one training rise and fall together, hence each training but the first of its series
+    counts as one degree of freedom. With a single seed only the sampling remains.
 
     Args:
         sizes: K, ascending.
-        counts: samples of each class, (seeds, sizes, 3).
+        counts: samples of each class, (seeds, sizes, 3), by the name of the series; all with the same seeds.
         seed: of the bootstrap.
     """
     ks = np.asarray(sizes, dtype=np.int64)
-    totals = counts.sum(2)
-    shares = counts / totals[..., None]
-    rng = np.random.default_rng(seed)
-    chosen = rng.integers(len(counts), size=(BOOTSTRAP, len(counts)))
-    redrawn = rng.multinomial(totals[chosen], shares[chosen])
-    drawn = (redrawn / totals[chosen][..., None]).mean(1)
-    lower, upper = np.quantile(drawn, [0.025, 0.975], axis=0)
-    mean = shares.mean(0)
+    shares = {name: own / own.sum(2, keepdims=True) for name, own in counts.items()}
+    reach = _reach([[_capacities(ks, training) for training in own] for own in shares.values()])
+    found = {}
+    for name, own in shares.items():
+        drawn = _redraw(counts[name], np.random.default_rng(seed))
+        lower, upper = np.quantile(drawn, [0.025, 0.975], axis=0)
+        mean = own.mean(0)
+        values = _capacities(ks, mean)
+        spread = np.asarray([_capacities(ks, fractions) for fractions in drawn])
+        low, high = (np.quantile(spread, q, axis=0, method="nearest") for q in (0.025, 0.975))
+        low, high = np.minimum(low, values / reach), np.maximum(high, values * reach)
+        first, middle, last = (Estimate(*map(float, row)) for row in zip(values, low, high, strict=True))
+        found[name] = Transition(ks, mean, lower, upper, first, middle, last, spurious_peak=float(mean[:, 1].max()))
+    return found
 
-    def capacities(fractions: NDArray[np.float64]) -> tuple[float, float, float]:
-        return (
-            crossing(ks, fractions[:, 0], rising=False),
-            peak(ks, fractions[:, 1]),
-            crossing(ks, fractions[:, 2], rising=True),
-        )
 
-    values = capacities(mean)
-    spread = np.asarray([capacities(fractions) for fractions in drawn])
-    low, high = (np.quantile(spread, q, axis=0, method="nearest") for q in (0.025, 0.975))
-    memorization, spurious, generalization = (Estimate(*map(float, row)) for row in zip(values, low, high, strict=True))
-    return Transition(
-        ks, mean, lower, upper, memorization, spurious, generalization, spurious_peak=float(mean[:, 1].max())
+def _capacities(sizes: NDArray[np.int64], fractions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Memorization, spurious and generalization, (3,), of fractions (sizes, 3)."""
+    return np.asarray(
+        [
+            crossing(sizes, fractions[:, 0], rising=False),
+            peak(sizes, fractions[:, 1]),
+            crossing(sizes, fractions[:, 2], rising=True),
+        ]
     )
+
+
+def _redraw(counts: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Fractions as other seeds and samples might have had them, (BOOTSTRAP, sizes, 3)."""
+    totals = counts.sum(2)
+    chosen = rng.integers(len(counts), size=(BOOTSTRAP, len(counts)))
+    redrawn = rng.multinomial(totals[chosen], (counts / totals[..., None])[chosen])
+    return (redrawn / totals[chosen][..., None]).mean(1)
+
+
+def _reach(capacities: Sequence[Sequence[NDArray[np.float64]]]) -> float:
+    """The factor that a t interval reaches to both sides of a mean over seeds; 1 where trainings cannot be compared.
+
+    Args:
+        capacities: of every training, (3,), by series and seed.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log(np.asarray(capacities))  # (series, seeds, 3)
+    seeds = logs.shape[1]
+    # What lies beyond the sizes for some training has no variance.
+    finite = logs.transpose(0, 2, 1)[np.isfinite(logs).all(1)]
+    if seeds < 2 or not len(finite):
+        return 1.0
+    variance = float(finite.var(1, ddof=1).mean())
+    quantile = float(stats.t.ppf(0.975, len(logs) * (seeds - 1)))
+    return float(np.exp(quantile * (variance / seeds) ** 0.5))
 
 
 @dataclass(frozen=True)
