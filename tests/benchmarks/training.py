@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from tests.benchmarks.common import markdown
 SWEEP = PRESETS["minutes"]
 SCHEDULE = schedule_of(SWEEP)
 #: Seconds of each measurement, and how often all of them are repeated, in turns.
-SECONDS, ROUNDS = 5.0, 3
+SECONDS, ROUNDS = 3.0, 3
 #: Training images of every network, and of the loss curves.
 IMAGES = 128
 NETWORKS: tuple[tuple[Architecture, int, tuple[int, int, int]], ...] = (
@@ -77,32 +79,32 @@ def _stepper(
     return step
 
 
-def _count(options: dict[str, Any], threads: int, barrier: Any, out: Any) -> None:
+_barriers: dict[int, Any] = {}
+
+
+def _meet(barriers: dict[int, Any]) -> None:
+    _barriers.update(barriers)
+
+
+def _count(options: dict[str, Any], processes: int, threads: int) -> float:
     """Networks' steps a second of one process, measured while all the others run too."""
     torch.set_num_threads(threads)
     step = _stepper(**options)
     for _ in range(3):
         step()
-    barrier.wait()
+    _barriers[processes].wait()
     start, done = time.perf_counter(), 0
     while time.perf_counter() - start < SECONDS:
         step()
         done += options["networks"]
     rate = done / (time.perf_counter() - start)
-    barrier.wait()
-    out.put(rate)
+    _barriers[processes].wait()
+    return rate
 
 
-def _images_per_second(options: dict[str, Any], processes: int, threads: int) -> float:
-    context = multiprocessing.get_context("spawn")
-    barrier, out = context.Barrier(processes), context.Queue()
-    running = [context.Process(target=_count, args=(options, threads, barrier, out)) for _ in range(processes)]
-    for process in running:
-        process.start()
-    rates = [out.get(timeout=600) for _ in running]
-    for process in running:
-        process.join()
-    return sum(rates) * SWEEP.batch_size
+def _images_per_second(pool: ProcessPoolExecutor, options: dict[str, Any], processes: int, threads: int) -> float:
+    running = [pool.submit(_count, options, processes, threads) for _ in range(processes)]
+    return sum(future.result() for future in running) * SWEEP.batch_size
 
 
 def _speeds() -> str:
@@ -119,13 +121,16 @@ def _speeds() -> str:
     adopted = {1: "one process per core", 8: "eight as one, one process per core"}
     table = []
     measured: dict[tuple[str, str], list[float]] = {}
-    for _ in range(ROUNDS):
-        for architecture, width, shape in NETWORKS:
-            for name, (options, processes, threads) in ways.items():
+    context = multiprocessing.get_context("spawn")
+    barriers = {count: context.Barrier(count) for count in {1, cores}}
+    with ProcessPoolExecutor(cores, mp_context=context, initializer=_meet, initargs=(barriers,)) as pool:
+        for _ in range(ROUNDS):
+            for (architecture, width, shape), (name, way) in itertools.product(NETWORKS, ways.items()):
+                options, processes, threads = way
                 if "compiled" in options and architecture != "mlp":
                     continue
                 whole = {"architecture": architecture, "width": width, "shape": shape, **options}
-                rate = _images_per_second(whole, processes, threads)
+                rate = _images_per_second(pool, whole, processes, threads)
                 measured.setdefault((f"{architecture}-{width}", name), []).append(rate)
     kinds = {f"{architecture}-{width}": adopted[FLEET[architecture]] for architecture, width, _ in NETWORKS}
     baseline = next(iter(ways))
