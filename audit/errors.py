@@ -5,7 +5,8 @@ AuditError
 ├── NotFound              a checkpoint, reference set or file that is not there
 ├── BrokenCheckpoint      a checkpoint folder that cannot or must not be loaded
 ├── BrokenReference       a reference set that cannot be loaded
-└── Stopped               a deadline passed or the caller cancelled; raised between two denoiser calls
+├── Stopped               a deadline passed or the caller cancelled; raised between two denoiser calls
+└── WorkerLost            a worker process was killed
 """
 
 from __future__ import annotations
@@ -50,3 +51,7 @@ class BrokenReference(AuditError):
 
 class Stopped(AuditError):
     """Work ended before its result: the deadline passed or the caller went away."""
+
+
+class WorkerLost(AuditError):
+    """A worker process was killed, most often for want of memory."""

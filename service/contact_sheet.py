@@ -16,6 +16,7 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 from audit.errors import InvalidInput
+from audit.palette import COLOURS, INK
 from audit.v1 import report_pb2
 from service.reports import confidence
 
@@ -31,11 +32,8 @@ MAX_MODES = (12, 4)
 WORDS = 206
 
 PAPER = "#ffffff"
-INK = "#1b1f24"
 FAINT = "#667079"
 RULE = "#d5dae0"
-#: Okabe and Ito's palette for the colour-blind.
-COLOURS = {"memorized": "#d55e00", "spurious": "#9b4f96", "generalized": "#00795b"}
 
 
 @dataclass(frozen=True)

@@ -14,24 +14,23 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from numpy.typing import NDArray
 
+from audit import palette
 from audit.phase.one_model import rungs, truth
-from audit.phase.run import Story
 from audit.phase.space import open_space
+from audit.phase.story import Story
 from audit.phase.toy import EXTENT, SIGMA_SHOWN
 from audit.phase.train_sweep import fleet_name, fleets
 from audit.verdict.rule import CLASSES
 
-#: Colours and markers per class, as everywhere in Basin; shapes too, for those who see colours differently.
-COLOURS = ("#d55e00", "#9b4f96", "#00795b")
-MARKERS = ("s", "^", "o")
-INK = "#1b1f24"
+#: Per class.
+COLOURS, MARKERS = tuple(palette.COLOURS.values()), ("s", "^", "o")
 #: Images per row of the sample figure.
 SHOWN = 10
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
+    "axes.edgecolor": palette.INK,
+    "axes.labelcolor": palette.INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 10,
@@ -185,18 +184,20 @@ def draw_distances(story: Story) -> Figure:
             ]
             everything = np.concatenate(by_size)
             low, high = np.quantile(everything, [0.02, 0.999])
-            edges = np.geomspace(max(low, value / 30), high, 70)
+            high = max(high, 2 * value)  # a threshold that was given may lie anywhere
+            edges = np.geomspace(max(min(low, high / 2), value / 30, high / 1e6), high, 70)
             clipped = [np.maximum(distances, edges[0]) for distances in by_size]
             heights = panel.hist(
                 clipped, edges, stacked=True, color=_size_colours(sizes), label=[f"K = {size:,}" for size in sizes]
             )[0]
             tallest = np.asarray(heights)[-1, 1:].max() * 1.25
-            if heights[-1][0] > tallest:  # exact repeats would flatten everything else
+            if 0 < tallest < heights[-1][0]:  # exact repeats would flatten everything else
                 panel.set_ylim(0, tallest)
                 panel.text(edges[1], tallest * 0.97, f" {heights[-1][0]:,.0f} coincide", fontsize=7, va="top")
-            panel.axvline(value, color=INK, linestyle="--")
-            symbol = "δ$_m$" if array == "reference_distance" else "δ$_s$"
-            panel.text(value, 0.97, f" {symbol} = {value:.2f}", transform=panel.get_xaxis_transform(), va="top")
+            if value > 0:
+                panel.axvline(value, color=palette.INK, linestyle="--")
+            text = f" δ$_{'m' if array == 'reference_distance' else 's'}$ = {value:.3g}"
+            panel.text(max(value, edges[0]), 0.97, text, transform=panel.get_xaxis_transform(), va="top")
             panel.set(xscale="log", xlabel=f"distance to the nearest {label}", ylabel="samples")
             panel.set_title(f"{kind} space; {source}", fontsize=8)
     handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -332,7 +333,7 @@ def draw_ladder(story: Story) -> Figure:
         panel.plot(
             [found["images"] for found in story.ladder], [found[name] for found in story.ladder], ".", color="#7a869a"
         )
-        panel.plot(*rungs(story.ladder, name), "-", color=INK)
+        panel.plot(*rungs(story.ladder, name), "-", color=palette.INK)
         panel.set(ylabel=label)
     for panel in axes.flat:
         panel.set(xscale="log", xlabel="training images of a caption")

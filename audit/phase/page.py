@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from audit.palette import COLOURS
 from audit.phase.figures import draw_figures
 from audit.phase.folder import write_whole
-from audit.phase.run import Story
+from audit.phase.story import Story
 from audit.phase.toy import SIGMA_SHOWN, SIGMAS_COMPARED
 from audit.phase.transition import Estimate
 from audit.report import library_versions
@@ -52,6 +53,7 @@ def _contents(story: Story) -> dict[str, Any]:
     return {
         "story": story,
         "sweep": sweep,
+        "colours": COLOURS,
         "versions": library_versions(),
         "sigma_shown": SIGMA_SHOWN,
         "sigmas_compared": SIGMAS_COMPARED,

@@ -139,10 +139,16 @@ def crossing(sizes: NDArray[np.int64], shares: NDArray[np.float64], *, rising: b
 
 
 def peak(sizes: NDArray[np.int64], shares: NDArray[np.float64]) -> float:
-    """K of the largest share, by a parabola in log K through it and its two neighbours."""
+    """K of the largest share, by a parabola in log K through it and its two neighbours.
+
+    Returns:
+        0 when the first share is the largest, and infinity when the last one is: the peak may lie beyond.
+    """
     best = int(shares.argmax())
-    if not 0 < best < len(sizes) - 1:
-        return float(sizes[best])
+    if best == 0:
+        return 0.0
+    if best == len(sizes) - 1:
+        return float("inf")
     x, y = np.log(sizes[best - 1 : best + 2]), shares[best - 1 : best + 2]
     bend, slope, _ = np.polyfit(x - x[1], y, 2)
     if bend >= 0:  # a plateau

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from audit.errors import AuditError
+from audit.errors import WorkerLost
 from audit.progress import progress_bar
 
 #: Called by a job with the share of it that is done, in [0, 1].
@@ -28,10 +28,6 @@ Report = Callable[[float], None]
 
 #: Parts that a progress bar counts.
 _PARTS = 1000
-
-
-class WorkerLost(AuditError):
-    """A worker process was killed, most often for want of memory."""
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def _read_folder(folder: Path) -> tuple[NDArray[np.uint8], list[str]]:
     if len(sizes) > 1:
         shown = ", ".join(f"{height}×{width}" for height, width in sorted(sizes)[:3])
         raise InvalidInput(
-            f"the images of {folder.name} have {len(sizes)} sizes ({shown} …); bring them to the checkpoint's size",
+            f"the images of {folder.name} have {len(sizes)} sizes ({shown} …); bring them to one size",
             reason="IMAGES_MIXED_SIZES",
             field="images",
         )

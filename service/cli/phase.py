@@ -14,7 +14,7 @@ from audit.errors import InvalidInput
 from service.cli.console import MARKS, messages, reading, results
 
 if TYPE_CHECKING:
-    from audit.phase.run import Story
+    from audit.phase.story import Story
     from audit.phase.sweep import Sweep
 
 #: Errors of a disk that takes no more.

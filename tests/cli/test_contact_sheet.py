@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from audit.errors import InvalidInput
+from audit.palette import COLOURS
 from audit.v1 import report_pb2
-from service.contact_sheet import COLOURS, MAX_PANELS, draw_contact_sheet, write_contact_sheet
+from service.contact_sheet import MAX_PANELS, draw_contact_sheet, write_contact_sheet
 from tests.cli.reports import make_report
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from audit.phase.run import Story
+from audit.phase.story import Story
 from tests.audit.phase.finished import Finished, finished_run, latent_story
 
 

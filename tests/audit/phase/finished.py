@@ -27,7 +27,8 @@ from PIL import Image
 from audit.phase import one_model, toy
 from audit.phase.data import load_data
 from audit.phase.folder import RunFolder
-from audit.phase.run import Story, run_phase
+from audit.phase.run import run_phase
+from audit.phase.story import Story
 from audit.phase.sweep import Sweep
 from tests.cli.conftest import WITH_CTRL_C
 

@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import pytest
+from matplotlib.patches import Rectangle
+
+from audit.phase.figures import draw_distances
 from audit.phase.folder import RunFolder
 from audit.phase.page import write_page
-from audit.phase.run import Story
+from audit.phase.story import Story
 from tests.audit.phase.finished import Finished
 
 #: Stops whatever is not in the file itself, and tells.
@@ -124,3 +128,16 @@ def test_text_is_shown_as_it_is_written(story: Story, tmp_path: Path) -> None:
     assert found["injected"] == []
     root = ElementTree.parse(tmp_path / "run" / "figures" / "distances.svg").getroot()
     assert root.find(".//*[@id='injected']") is None
+
+
+@pytest.mark.parametrize("delta", [0.0, 1e-9, 1e9])
+def test_thresholds_far_from_all_distances_are_drawn(story: Story, delta: float) -> None:
+    """They were given by hand, and both histograms show them."""
+    thresholds = {kind: replace(found, delta_m=delta, delta_s=delta) for kind, found in story.thresholds.items()}
+    figure = draw_distances(replace(story, thresholds=thresholds))
+    figure.draw_without_rendering()
+    for panel in figure.axes:
+        assert sum(patch.get_height() for patch in panel.patches if isinstance(patch, Rectangle)) > 0
+        if delta:
+            low, high = panel.get_xlim()
+            assert low < delta < high

@@ -12,8 +12,9 @@ import pytest
 from audit.errors import InvalidInput
 from audit.phase.folder import RunFolder, read_arrays, write_arrays
 from audit.phase.measure_sweep import evidence_jobs, sampling_jobs
-from audit.phase.run import Story, check_sweep, metrics, run_phase
+from audit.phase.run import check_sweep, run_phase
 from audit.phase.space import open_space, prepare_autoencoder
+from audit.phase.story import Story, metrics
 from audit.phase.sweep import PRESETS, Series, Sweep
 from audit.phase.train_sweep import load_network, training_jobs
 from tests.audit.phase.finished import (

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from audit.errors import NotFound
-from audit.phase.workers import WorkerLost, default_devices, run_jobs
+from audit.errors import NotFound, WorkerLost
+from audit.phase.workers import default_devices, run_jobs
 from tests.audit.phase import jobs
 from tests.audit.phase.jobs import job
 
