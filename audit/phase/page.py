@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,25 +65,42 @@ def _contents(story: Story) -> dict[str, Any]:
     }
 
 
-def capacity_effects(story: Story) -> list[tuple[str, str, float, bool]]:
-    """What width does, wherever an architecture was trained in two of them in the same space.
+@dataclass(frozen=True)
+class Effect:
+    """What width does to an architecture.
 
-    Returns:
-        Names of the narrower and the wider series, the ratio of their memorization capacities, and whether the
-        intervals of these are apart.
+    Attributes:
+        narrow: name of the narrower series.
+        wide: name of the wider one, in the same space.
+        capacity: "memorization" or, where that lies beyond the sizes of the sweep, "generalization"; "" if both do.
+        ratio: of the capacities, wide over narrow; NaN without any.
+        apart: whether their intervals are.
     """
+
+    narrow: str
+    wide: str
+    capacity: str
+    ratio: float
+    apart: bool
+
+
+def capacity_effects(story: Story) -> list[Effect]:
+    """What width does, wherever an architecture was trained in two of them in the same space."""
     found = []
-    series = story.sweep.series
-    for narrow in series:
+    for narrow in story.sweep.series:
         wider = [
             other
-            for other in series
+            for other in story.sweep.series
             if (other.architecture, other.space) == (narrow.architecture, narrow.space) and other.width > narrow.width
         ]
         for wide in sorted(wider, key=lambda other: other.width)[:1]:
-            low, high = (story.transitions[one.name].memorization for one in (narrow, wide))
-            ratio = high.value / low.value if low.value else float("nan")
-            found.append((narrow.name, wide.name, ratio, high.lower > low.upper))
+            effect = Effect(narrow.name, wide.name, "", float("nan"), False)
+            for capacity in ("generalization", "memorization"):
+                low, high = (getattr(story.transitions[one.name], capacity) for one in (narrow, wide))
+                if 0 < low.value < np.inf and 0 < high.value < np.inf:
+                    apart = high.lower > low.upper or high.upper < low.lower
+                    effect = replace(effect, capacity=capacity, ratio=high.value / low.value, apart=apart)
+            found.append(effect)
     return found
 
 

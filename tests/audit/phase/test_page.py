@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -17,8 +18,10 @@ from matplotlib.patches import Rectangle
 
 from audit.phase.figures import draw_distances
 from audit.phase.folder import RunFolder
-from audit.phase.page import write_page
+from audit.phase.page import capacity_effects, write_page
 from audit.phase.story import Story
+from audit.phase.sweep import Series
+from audit.phase.transition import Estimate
 from tests.audit.phase.finished import Finished
 
 #: Stops whatever is not in the file itself, and tells.
@@ -141,3 +144,35 @@ def test_thresholds_far_from_all_distances_are_drawn(story: Story, delta: float)
         if delta:
             low, high = panel.get_xlim()
             assert low < delta < high
+
+
+FOUR, SIX, BEYOND = Estimate(4, 3, 5), Estimate(6, 5.5, 8), Estimate(math.inf, 9, math.inf)
+
+
+@pytest.mark.parametrize(
+    ("narrow", "wide", "expected"),
+    [
+        ((FOUR, SIX), (SIX, BEYOND), ("memorization", 1.5, True)),
+        ((SIX, SIX), (FOUR, SIX), ("memorization", 4 / 6, True)),
+        ((FOUR, SIX), (FOUR, SIX), ("memorization", 1.0, False)),
+        ((FOUR, FOUR), (BEYOND, SIX), ("generalization", 1.5, True)),
+        ((FOUR, BEYOND), (BEYOND, SIX), ("", math.nan, False)),
+    ],
+)
+def test_the_page_says_what_width_does(
+    story: Story,
+    narrow: tuple[Estimate, Estimate],
+    wide: tuple[Estimate, Estimate],
+    expected: tuple[str, float, bool],
+) -> None:
+    """By memorization or, beyond the sizes that were swept, by generalization."""
+    series = [Series(architecture="mlp", width=width, learning_rate=1e-3) for width in (16, 32)]
+    some = next(iter(story.transitions.values()))
+    transitions = {
+        one.name: replace(some, memorization=found[0], generalization=found[1])
+        for one, found in zip(series, (narrow, wide), strict=True)
+    }
+    sweep = story.sweep.model_copy(update={"series": tuple(series)})
+    (effect,) = capacity_effects(replace(story, sweep=sweep, transitions=transitions))
+    assert (effect.narrow, effect.wide) == ("mlp-16", "mlp-32")
+    assert (effect.capacity, effect.ratio, effect.apart) == pytest.approx(expected, nan_ok=True)
