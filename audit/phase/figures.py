@@ -94,7 +94,8 @@ def draw_fractions(story: Story) -> Figure:
                 panel.axvline(capacity.value, color=COLOURS[index], linestyle=":", linewidth=1)
         panel.set(title=name, ylim=(-0.03, 1.03), ylabel="fraction of samples")
         _log_sizes(panel, found.sizes)
-    axes.flat[0].legend(loc="center left")
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3)
     return figure
 
 
@@ -311,7 +312,7 @@ def draw_energy(story: Story) -> Figure:
     names = list(story.transitions)
     figure, axes = _panels(1, len(names))
     for column, name in enumerate(names):
-        _by_class(story, name, "energy", axes[0, column], "energy above the mean image, nats")
+        _by_class(story, name, "energy", axes[0, column], "energy above\nthe mean image, nats")
     axes[0, 0].legend()
     return figure
 

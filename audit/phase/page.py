@@ -124,4 +124,13 @@ def show_capacity(found: Estimate, sizes: tuple[int, ...]) -> str:
 
 def show_estimate(found: Estimate) -> str:
     """A difference with its interval."""
-    return "–" if found.value != found.value else f"{found.value:+.3g} ({found.lower:+.3g} to {found.upper:+.3g})"
+    if np.isnan(found.value):
+        return "–"
+    return f"{show_number(found.value)} ({show_number(found.lower)} to {show_number(found.upper)})"
+
+
+def show_number(value: float) -> str:
+    """A difference, with its sign and three digits or all before the point; a dash where there is none."""
+    if np.isnan(value):
+        return "–"
+    return f"{value:+,.0f}" if abs(value) >= 100 else f"{value:+.3g}"

@@ -108,7 +108,7 @@ def read_sweep(file: Path | None, preset: Preset) -> Sweep:
 
 def print_story(story: Story) -> None:
     """The capacities and the orderings, and where the page is."""
-    from audit.phase.page import show_capacity, show_estimate
+    from audit.phase.page import show_capacity, show_estimate, show_number
 
     out = results()
     table = Table("network", "memorization", "spurious peak", "at the peak", "generalization", box=None)
@@ -124,7 +124,9 @@ def print_story(story: Story) -> None:
     table = Table("", "", *story.orderings, box=None)
     for row in zip(*story.orderings.values(), strict=True):
         shape, colour = MARKS[row[0].larger]
-        cells = (f"{ordering.shown}, {show_estimate(ordering.judged)}" for ordering in row)
+        # Intervals of more than two series are too wide for a terminal; the page has them.
+        shown = (show_estimate(one.judged) if len(row) <= 2 else show_number(one.judged.value) for one in row)
+        cells = (f"{ordering.shown}, {text}" for ordering, text in zip(row, shown, strict=True))
         table.add_row(row[0].quantity, f"[{colour}]{shape} {row[0].larger}[/]", *cells)
     out.print("\nLarger than in generalized samples:")
     out.print(table)

@@ -38,8 +38,8 @@ NETWORKS: tuple[tuple[Architecture, int, tuple[int, int, int]], ...] = (
     ("unet", 16, (4, 8, 8)),
     ("transformer", 64, (4, 8, 8)),
 )
-#: Steps and seeds of the comparison of losses.
-STEPS, SEEDS = 1500, 4
+#: Steps, networks and seeds of the draws of the comparison of losses.
+STEPS, SEEDS, DRAWS = 1500, 4, 4
 
 
 def _stepper(
@@ -162,24 +162,26 @@ def _losses() -> str:
         torch.manual_seed(seed)
         return build_network("mlp", 128, images.shape[1:])
 
+    together, alone = np.zeros(DRAWS), np.zeros(DRAWS)
     with tempfile.TemporaryDirectory() as folder:
         train = partial(train_on, schedule=SCHEDULE, folder=Path(folder), **settings)
-        train(Fleet([fresh(seed) for seed in range(SEEDS)]), sets, seed=0, name="together")
-        for seed in range(SEEDS):
-            train(Fleet([fresh(seed)]), sets[seed : seed + 1], seed=seed, name=f"alone-{seed}")
-        together = _tail(Path(folder) / "together.jsonl")
-        alone = np.concatenate([_tail(Path(folder) / f"alone-{seed}.jsonl") for seed in range(SEEDS)])
-    apart, noise = together - alone, float(alone.std(ddof=1))
+        for draws in range(DRAWS):
+            train(Fleet([fresh(seed) for seed in range(SEEDS)]), sets, seed=draws, name=f"together-{draws}")
+            together[draws] = _tail(Path(folder) / f"together-{draws}.jsonl")
+            for seed in range(SEEDS):
+                name = f"alone-{draws}-{seed}"
+                train(Fleet([fresh(seed)]), sets[seed : seed + 1], seed=DRAWS + draws, name=name)
+                alone[draws] += _tail(Path(folder) / f"{name}.jsonl") / SEEDS
+    shown = [f"{found.mean():.4f} ± {found.std(ddof=1):.4f}" for found in (alone, together)]
     return (
-        f"Loss over the last third of {STEPS:,} steps, mlp-128 on {IMAGES} digits, {SEEDS} seeds: one by one "
-        f"{alone.mean():.4f}, as one {together.mean():.4f}; mean difference {apart.mean():+.4f} ± "
-        f"{apart.std(ddof=1) / len(apart) ** 0.5:.4f}, where seeds differ by {noise:.4f} (standard deviation)."
+        f"Mean loss over the last third of {STEPS:,} steps, {SEEDS} networks mlp-128, each on its own {IMAGES} digits: "
+        f"one by one {shown[0]}, as one {shown[1]} (mean and standard deviation over {DRAWS} seeds of the draws)."
     )
 
 
-def _tail(file: Path) -> np.ndarray:
+def _tail(file: Path) -> float:
     curve = np.asarray([json.loads(line)["loss"] for line in file.read_text().splitlines()])
-    return curve[-len(curve) // 3 :].mean(0)
+    return float(curve[-len(curve) // 3 :].mean())
 
 
 def run() -> str:
