@@ -98,4 +98,6 @@ def main(folder: Path, kinds: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    # Whoever runs the tests in the background may have told them to ignore Ctrl-C, which children inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     main(Path(sys.argv[1]), sys.argv[2:])
