@@ -1,8 +1,22 @@
 """What all tests share."""
 
+from __future__ import annotations
+
 import os
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.audit.phase.finished import Finished
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A run of `basin phase run` that nothing disturbed."""
+    from tests.audit.phase.finished import finished_run  # most tests need nothing so heavy
+
+    return finished_run(tmp_path_factory.getbasetemp() / "phase")
 
 
 def _skipped(config: pytest.Config) -> list[str]:

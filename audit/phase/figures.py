@@ -23,7 +23,7 @@ from audit.phase.train_sweep import fleet_name, fleets
 from audit.verdict.rule import CLASSES
 
 #: Per class.
-COLOURS, MARKERS = tuple(palette.COLOURS.values()), ("s", "^", "o")
+COLOURS, MARKERS = tuple(palette.COLOURS[name] for name in CLASSES), ("s", "^", "o")
 #: Images per row of the sample figure.
 SHOWN = 10
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -94,14 +94,17 @@ def capacity_effects(story: Story) -> list[Effect]:
             if (other.architecture, other.space) == (narrow.architecture, narrow.space) and other.width > narrow.width
         ]
         for wide in sorted(wider, key=lambda other: other.width)[:1]:
-            effect = Effect(narrow.name, wide.name, "", float("nan"), False)
-            for capacity in ("generalization", "memorization"):
-                low, high = (getattr(story.transitions[one.name], capacity) for one in (narrow, wide))
-                if 0 < low.value < np.inf and 0 < high.value < np.inf:
-                    apart = high.lower > low.upper or high.upper < low.lower
-                    effect = replace(effect, capacity=capacity, ratio=high.value / low.value, apart=apart)
-            found.append(effect)
+            found.append(_effect(story, narrow.name, wide.name))
     return found
+
+
+def _effect(story: Story, narrow: str, wide: str) -> Effect:
+    for capacity in ("memorization", "generalization"):
+        low, high = (getattr(story.transitions[name], capacity) for name in (narrow, wide))
+        if 0 < low.value < np.inf and 0 < high.value < np.inf:
+            apart = high.lower > low.upper or high.upper < low.lower
+            return Effect(narrow, wide, capacity, high.value / low.value, apart)
+    return Effect(narrow, wide, "", float("nan"), False)
 
 
 def _path_dependence(story: Story, name: str) -> float:

@@ -177,7 +177,7 @@ def measure_transitions(
     reach = _reach([[_capacities(ks, training) for training in own] for own in shares.values()])
     found = {}
     for name, own in shares.items():
-        drawn = _redraw(counts[name], np.random.default_rng(seed))
+        drawn = _redraw(counts[name].sum(2), own, np.random.default_rng(seed))
         lower, upper = np.quantile(drawn, [0.025, 0.975], axis=0)
         mean = own.mean(0)
         values = _capacities(ks, mean)
@@ -200,11 +200,10 @@ def _capacities(sizes: NDArray[np.int64], fractions: NDArray[np.float64]) -> NDA
     )
 
 
-def _redraw(counts: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float64]:
+def _redraw(totals: NDArray[np.int64], shares: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
     """Fractions as other seeds and samples might have had them, (BOOTSTRAP, sizes, 3)."""
-    totals = counts.sum(2)
-    chosen = rng.integers(len(counts), size=(BOOTSTRAP, len(counts)))
-    redrawn = rng.multinomial(totals[chosen], (counts / totals[..., None])[chosen])
+    chosen = rng.integers(len(shares), size=(BOOTSTRAP, len(shares)))
+    redrawn = rng.multinomial(totals[chosen], shares[chosen])
     return (redrawn / totals[chosen][..., None]).mean(1)
 
 

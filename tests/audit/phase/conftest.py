@@ -5,13 +5,7 @@ from __future__ import annotations
 import pytest
 
 from audit.phase.story import Story
-from tests.audit.phase.finished import Finished, finished_run, latent_story
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """A run that nothing disturbed."""
-    return finished_run(tmp_path_factory.getbasetemp() / "phase")
+from tests.audit.phase.finished import latent_story
 
 
 @pytest.fixture(scope="session")
