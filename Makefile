@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 CONSTRAINTS := deploy/constraints.txt
-DEBIAN := chromium dataset-fashion-mnist prometheus
+DEBIAN := chromium dataset-fashion-mnist postgresql prometheus
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -40,7 +40,7 @@ demo: venv ## Run the demonstration that ships with the package
 	@$(BIN)/basin demo
 
 test: debian venv lint types proto-check wheel-check ## Run every check, the tests last
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: venv ## Check style and format
 	$(BIN)/ruff check
@@ -49,24 +49,36 @@ lint: venv ## Check style and format
 types: venv ## Check types
 	$(BIN)/mypy
 
+# What the .proto files import, from googleapis-common-protos, which ships operations.proto under another name.
+google = $$($(BIN)/python -c 'import google.rpc; print(google.rpc.__path__[0])')/..
+build/proto/imports: .venv/.installed
+	@rm -rf $@; mkdir -p $@/google
+	@cp -r $(google)/{api,longrunning,rpc} $@/google
+	@mv $@/google/longrunning/operations{_proto,}.proto
+
 # buf's own generator has no gRPC plugin for Python; grpcio-tools bundles protoc with one.
-protoc = PATH="$(CURDIR)/$(BIN):$$PATH" python -m grpc_tools.protoc --proto_path=proto \
+protoc = PATH="$(CURDIR)/$(BIN):$$PATH" python -m grpc_tools.protoc --proto_path=proto --proto_path=build/proto/imports \
 	--python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1) proto/audit/v1/*.proto
 
-proto: venv ## Generate audit/v1 from proto/
+proto: venv build/proto/imports ## Generate audit/v1 from proto/
 	@rm -f audit/v1/*_pb2*
 	@mkdir -p audit/v1; touch audit/v1/__init__.py
 	$(call protoc,.)
 
-proto-check: venv ## Lint proto/, compare it with the last release, and audit/v1 with what proto/ generates
-	$(BIN)/buf lint proto
-	$(BIN)/buf format proto --diff --exit-code
-	@rm -rf build/proto; mkdir -p build/proto/generated
+# buf sees both from the repository's root.
+workspace = . --config proto/buf.yaml --path proto/audit
+proto-check: venv build/proto/imports ## Lint proto/, compare it with the last release, and audit/v1 with what proto/ generates
+	$(BIN)/buf lint $(workspace)
+	$(BIN)/buf format $(workspace) --diff --exit-code
+	@rm -rf build/proto/{generated,released}; mkdir -p build/proto/{generated,released}
 	@tag=$$(git describe --tags --abbrev=0 --match 'v*' 2>/dev/null || true); \
 	if [ -n "$$tag" ] && git cat-file -e "$$tag:proto/buf.yaml" 2>/dev/null; then \
-		git archive "$$tag" proto | tar -x -C build/proto --transform 's,^proto,released,'; \
-		echo "$(BIN)/buf breaking proto --against $$tag"; \
-		$(BIN)/buf breaking proto --against build/proto/released; \
+		git archive "$$tag" proto | tar -x -C build/proto/released; \
+		mkdir -p build/proto/released/build/proto; cp -r build/proto/imports build/proto/released/build/proto; \
+		(cd build/proto/released; cp $(CURDIR)/proto/buf.yaml proto; $(CURDIR)/$(BIN)/buf build $(workspace) -o ../released.binpb); \
+		$(BIN)/buf build $(workspace) -o build/proto/now.binpb; \
+		echo "buf breaking against $$tag"; \
+		$(BIN)/buf breaking build/proto/now.binpb --against build/proto/released.binpb --config proto/buf.yaml; \
 	else echo "buf breaking: nothing released to compare with"; fi
 	@$(call protoc,build/proto/generated)
 	@diff -r -x __init__.py -x __pycache__ audit/v1 build/proto/generated/audit/v1 || \

@@ -16,8 +16,10 @@ from audit.errors import BrokenCheckpoint, InvalidInput
 from audit.evidence.curvature import CurvatureSettings, measure_curvature
 from audit.evidence.neighbors import NeighborFinder, Neighbors
 from audit.evidence.stability import measure_stability
+from audit.limits import MAX_DEFINITION_SAMPLES, MAX_IMAGE_SIDE, MAX_PROMPT_CHARACTERS, MAX_SEED, MAX_SEEDS
 from audit.model.checkpoint import Checkpoint
 from audit.model.denoiser import Condition, Denoiser, MeteredDenoiser
+from audit.model.memory import in_halves
 from audit.model.sampling import SCHEDULERS, SamplerSettings, Samples, build_scheduler
 from audit.reference.images import in_chunks, pixel_vectors, to_bytes
 from audit.reference.reference_set import ReferenceSet
@@ -25,11 +27,6 @@ from audit.report import Cost, ReferenceUsed, Report, library_versions
 from audit.verdict.calibration import Calibration
 from audit.verdict.decision import decide
 
-MAX_PROMPT_CHARACTERS = 4096
-MAX_SEEDS = 1024
-MAX_SEED = 2**62
-MAX_IMAGE_SIDE = 2048
-MAX_DEFINITION_SAMPLES = 100_000
 #: Latent dimensions up to which the dense Jacobian is taken: half a gigabyte of float64.
 MAX_DENSE_DIMENSION = 8192
 #: Most seeds that one group draws side by side.
@@ -240,6 +237,9 @@ class Auditor:
             check()
             tell(stage)
 
+        def decode(latents: torch.Tensor) -> torch.Tensor:
+            return checkpoint.decode(latents).cpu()
+
         meter = MeteredDenoiser(denoiser or checkpoint.denoiser, before_call)
         with spent.stage("sampling"):
             condition = self.check_prompt(prompt)
@@ -255,7 +255,7 @@ class Auditor:
 
         tell("comparing")
         with spent.stage("decoding"):
-            images = torch.cat([checkpoint.decode(part).cpu() for part in samples.latents.split(GROUP)])
+            images = torch.cat([in_halves(decode, part) for part in samples.latents.split(GROUP)])
         _require_finite(bool(samples.latents.isfinite().all() and images.isfinite().all()), "images")
         check()
         with spent.stage("searching"):
@@ -342,6 +342,7 @@ class Auditor:
             complete=self.reference.complete,
             captions={i: self.reference.captions[i] for i in near},
             images={i: np.asarray(self.reference.images[i]) for i in near} if include_images else {},
+            embedder_digest="" if self.reference.embedder is None else self.reference.embedder.digest,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,7 @@ class ReferenceUsed:
         complete: whether it is the whole training set.
         captions: of the images that were anybody's nearest, by index.
         images: those images, uint8 (height, width, channels), by index; empty unless asked for.
+        embedder_digest: of the CLIP model that searched it too; "" for none.
     """
 
     name: str
@@ -60,6 +61,7 @@ class ReferenceUsed:
     complete: bool
     captions: dict[int, str]
     images: dict[int, NDArray[np.uint8]]
+    embedder_digest: str
 
 
 @dataclass(frozen=True)
@@ -117,12 +119,3 @@ class Report:
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that decide numbers."""
     return {name: version(name) for name in ("torch", "diffusers", "transformers", "open_clip_torch", "faiss-cpu")}
-
-
-@cache
-def basin_version() -> str:
-    """Version of Basin, or "0" where it runs without being installed."""
-    try:
-        return version("basin-audit")
-    except PackageNotFoundError:
-        return "0"

@@ -10,21 +10,18 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from audit.auditor import Auditor, Budget, Progress
-from audit.errors import AuditError, InvalidInput, Stopped
-from audit.model.sampling import SamplerSettings
-from audit.reference.reference_set import ReferenceSet
+from audit.auditor import Progress
+from audit.errors import AuditError, Stopped
 from audit.v1 import audit_pb2, report_pb2
 from service import wire
 from service.answers import Answers, fingerprint_of
 from service.checkpoints import CheckpointRegistry, LoadedCheckpoint
 from service.config import Settings
 from service.line import Line, Ticket
-from service.log import Logger
 from service.metrics import Metrics
-from service.references import ReferenceRegistry
+from service.planning import Plan, Planner
 from service.status import DEADLINE_EXCEEDED, ShuttingDown
 from service.threads import lone_threads
 
@@ -32,28 +29,19 @@ from service.threads import lone_threads
 PROGRESS_INTERVAL = 0.1
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A request that was checked: everything an audit needs."""
-
-    prompt: str
-    checkpoint: str
-    reference: ReferenceSet | None
-    sampler: SamplerSettings
-    budget: Budget
-    include_images: bool
-    evaluations: int
-
-
 class Job:
     """One audit, waiting or at work, and those who watch it.
 
     Args:
-        plan: what to do.
+        request: as it came.
+        checkpoint: that it means.
+        plan: what it takes.
         ticket: its place in the line.
     """
 
-    def __init__(self, plan: Plan, ticket: Ticket) -> None:
+    def __init__(self, request: audit_pb2.AuditRequest, checkpoint: str, plan: Plan, ticket: Ticket) -> None:
+        self.request = request
+        self.checkpoint = checkpoint
         self.plan = plan
         self.ticket = ticket
         self.task: asyncio.Task[report_pb2.Report]
@@ -140,26 +128,15 @@ class Audits:
 
     Args:
         settings: of the server.
+        planner: of the server.
         checkpoints: of the server.
-        references: of the server.
         metrics: of the server.
-        logger: of the server.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        checkpoints: CheckpointRegistry,
-        references: ReferenceRegistry,
-        metrics: Metrics,
-        logger: Logger,
-    ) -> None:
-        self._settings = settings
-        self._defaults = settings.budget.budget()
+    def __init__(self, settings: Settings, planner: Planner, checkpoints: CheckpointRegistry, metrics: Metrics) -> None:
+        self._planner = planner
         self._checkpoints = checkpoints
-        self._references = references
         self._metrics = metrics
-        self._logger = logger
         self._line = Line(settings.concurrent_audits, settings.queue, "audits", "QUEUE_FULL")
         self._executor = lone_threads(settings.concurrent_audits, "audit")
         self._jobs: set[Job] = set()
@@ -191,8 +168,7 @@ class Audits:
 
     def checkpoint_of(self, request: audit_pb2.AuditRequest) -> str:
         """The id that a request means, registered or not; "" where it had to name one and did not."""
-        ids = self._checkpoints.ids
-        return request.checkpoint or (ids[0] if len(ids) == 1 else "")
+        return self._planner.checkpoint_if_one(request.checkpoint)
 
     def progress_of(self, job: Job) -> audit_pb2.Progress:
         """How far a job is."""
@@ -229,7 +205,10 @@ class Audits:
             return Watch(self, None, known), None
         if known is not None and not known.stopped:
             return Watch(self, known), known
-        job = Job(self._plan(request), self._line.enter())
+        self._planner.check_prompt(request.prompt)
+        checkpoint = self._planner.checkpoint(request.checkpoint)
+        plan = self._planner.plan(checkpoint, request.reference, request.sampler, request.budget)
+        job = Job(request, checkpoint, plan, self._line.enter())
         job.task = asyncio.create_task(self._run(job))
         self._jobs.add(job)
         self._answers.begin(request.request_id, fingerprint, job)
@@ -243,36 +222,8 @@ class Audits:
         job.task.add_done_callback(finish)
         return Watch(self, job), job
 
-    def _plan(self, request: audit_pb2.AuditRequest) -> Plan:
-        """Check a request without touching a device: the tokenizer has its say when the audit runs."""
-        limits, ids = self._settings.limits, self._checkpoints.ids
-        if not request.prompt.strip():
-            raise InvalidInput("the prompt is empty", reason="PROMPT_EMPTY", field="prompt")
-        for field, text in (("prompt", request.prompt), ("sampler.negative_prompt", request.sampler.negative_prompt)):
-            _bound(field, "PROMPT_TOO_LONG", len(text), limits.prompt_characters, "characters")
-        checkpoint = self.checkpoint_of(request)
-        if not checkpoint:
-            raise InvalidInput(
-                f"name one of the server's {len(ids)} checkpoints", reason="CHECKPOINT_REQUIRED", field="checkpoint"
-            )
-        with self._checkpoints.use(checkpoint) as loaded:
-            reference = self._references.get(request.reference) if request.reference else None
-            auditor = loaded.auditor(reference)
-            sampler = auditor.resolve_sampler(**wire.sampler_overrides(request.sampler))
-            budget = wire.budget(request.budget, self._defaults)
-            _bound("budget.seeds", "SEEDS_OUT_OF_RANGE", budget.seeds, limits.seeds, "seeds")
-            _bound("sampler.steps", "STEPS_OUT_OF_RANGE", sampler.steps, limits.steps, "steps")
-            for side in ("height", "width"):
-                pixels = getattr(sampler, side)
-                _bound(f"sampler.{side}", "SIZE_OUT_OF_RANGE", pixels, limits.image_side, f"pixels of {side}")
-            total = budget.seeds * sampler.height * sampler.width
-            _bound("budget.seeds", "PIXELS_OVER_LIMIT", total, limits.pixels, "pixels over all samples")
-            evaluations = auditor.planned_evaluations(sampler, budget)
-            _bound("budget", "EVALUATIONS_OVER_LIMIT", evaluations, limits.evaluations, "denoiser evaluations")
-        return Plan(request.prompt, checkpoint, reference, sampler, budget, request.include_images, evaluations)
-
     async def _run(self, job: Job) -> report_pb2.Report:
-        with self._checkpoints.use(job.plan.checkpoint) as loaded:
+        with self._checkpoints.use(job.checkpoint) as loaded:
             await job.ticket.called.wait()
             job.check()
             return await asyncio.get_running_loop().run_in_executor(self._executor, self._audit, job, loaded)
@@ -281,13 +232,13 @@ class Audits:
         """Runs in a thread."""
         queued, plan = job.waited(), job.plan
         self._metrics.queue_wait_seconds.observe(queued)
-        auditor: Auditor = loaded.auditor(plan.reference)
+        auditor = loaded.auditor(plan.auditor.reference)
         with loaded.batching.lane() as lane:
             report = auditor.audit(
-                plan.prompt,
+                job.request.prompt,
                 sampler=plan.sampler,
                 budget=plan.budget,
-                include_images=plan.include_images,
+                include_images=job.request.include_images,
                 denoiser=lane,
                 on_progress=job.tell,
                 check=job.check,
@@ -295,8 +246,3 @@ class Audits:
         for stage, seconds in report.cost.stage_seconds.items():
             self._metrics.stage_seconds.labels(stage).observe(seconds)
         return wire.report_to_proto(replace(report, cost=replace(report.cost, queue_seconds=queued)))
-
-
-def _bound(field: str, reason: str, value: int, most: int, what: str) -> None:
-    if value > most:
-        raise InvalidInput(f"{value} {what}, this server allows {most}", reason=reason, field=field)

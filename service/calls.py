@@ -6,7 +6,7 @@ import asyncio
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,11 +15,12 @@ import structlog
 from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
-from audit.errors import AuditError, InvalidInput
+from audit.errors import AuditError, InvalidInput, Stopped
 from service.log import Logger
 from service.status import ShuttingDown, code_of, to_status
 
-OURS = "/audit.v1."
+#: Packages of the services that are wrapped, as methods name them.
+OURS = ("/audit.v1.", "/google.longrunning.")
 #: A caller may name a call by this metadata key, so that its log and ours can be matched.
 REQUEST_ID = "x-request-id"
 
@@ -61,23 +62,29 @@ class Calls(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or not handler_call_details.method.startswith(OURS):
             return handler
-        method = handler_call_details.method.removeprefix(OURS)
+        method = handler_call_details.method.rpartition(".")[2]
+        # Requests are parsed in the wrapper, so that bytes that are none fail like every other bad input.
+        parse = handler.request_deserializer
+        if handler.request_streaming:
+            wrapped = self._wrap(
+                method, handler.stream_unary, lambda contents, context: _parse_all(contents, parse, context)
+            )
+            return grpc.stream_unary_rpc_method_handler(wrapped, response_serializer=handler.response_serializer)
         streams = handler.response_streaming
         make = grpc.unary_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
         behavior = handler.unary_stream if streams else handler.unary_unary
-        # Requests are parsed in the wrapper, so that bytes that are none fail like every other bad input.
-        wrapped = self._wrap(method, behavior, handler.request_deserializer)
+        wrapped = self._wrap(method, behavior, lambda content, context: _parse(content, parse))
         return make(wrapped, response_serializer=handler.response_serializer)
 
-    def _wrap(self, method: str, behavior: Behavior, parse: Callable[[bytes], Any]) -> Behavior:
-        async def call(content: bytes, context: Context) -> Any:
+    def _wrap(self, method: str, behavior: Behavior, parse: Callable[[Any, Context], Any]) -> Behavior:
+        async def call(content: Any, context: Context) -> Any:
             request_id = _request_id(context)
             with structlog.contextvars.bound_contextvars(method=method, request_id=request_id), self._counted():
                 start = time.perf_counter()
                 try:
                     if not self.accepting:
                         raise ShuttingDown()
-                    answer = await behavior(_parse(content, parse), context)
+                    answer = await behavior(parse(content, context), context)
                 except asyncio.CancelledError:
                     self._log(code_of_cancellation(context), start)
                     raise
@@ -116,6 +123,23 @@ def _parse(content: bytes, parse: Callable[[bytes], Any]) -> Any:
         return parse(content)
     except DecodeError as error:
         raise InvalidInput("the request is no message of this method", reason="REQUEST_UNREADABLE") from error
+
+
+async def _parse_all(
+    contents: AsyncIterator[bytes], parse: Callable[[bytes], Any], context: Context
+) -> AsyncIterator[Any]:
+    """The messages of a stream that came to its end.
+
+    Raises:
+        Stopped: the caller went away before.
+    """
+    async for content in contents:
+        yield _parse(content, parse)
+    # To grpc.aio, a stream that broke off has ended, too. Yet nothing can be sent there any more.
+    try:
+        await context.send_initial_metadata(())
+    except Exception as error:
+        raise Stopped("the stream broke off", reason="CANCELLED") from error
 
 
 def code_of_cancellation(context: Context) -> grpc.StatusCode:

@@ -11,8 +11,7 @@ import gc
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 
 import torch
 
@@ -28,6 +27,7 @@ from audit.verdict.calibration import Calibration
 from service.config import CheckpointEntry
 from service.log import Logger
 from service.metrics import Metrics
+from service.sharing import share
 from service.status import NotLoaded, NotReady
 from service.threads import Devices
 
@@ -260,19 +260,11 @@ class CheckpointRegistry:
         except Exception as error:  # a device that is not there, memory that is not enough
             text = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise BrokenCheckpoint(text, reason="CHECKPOINT_DAMAGED", field="checkpoint") from error
-        run = partial(self._devices.run, str(loaded.device))
-        moved = replace(
+        shared, batching = share(
             loaded,
-            decode=lambda latents: run(partial(loaded.decode, latents)),
-            encode=lambda images: run(partial(loaded.encode, images)),
-            # Tokenizers do not bear several threads at once either.
-            encode_prompts=lambda prompts: run(partial(loaded.encode_prompts, prompts)),
-        )
-        batching = BatchingDenoiser(
-            loaded.denoiser,
+            self._devices,
             max_rows=self._batch_rows,
             max_wait=self._batch_wait_seconds,
-            run=run,
             on_batch=lambda rows, seconds: self._metrics.observe_pass(id_, rows, seconds),
         )
-        return LoadedCheckpoint(moved, batching, calibration)
+        return LoadedCheckpoint(shared, batching, calibration)

@@ -1,4 +1,4 @@
-"""The Python client: a server's audits, checkpoints and reference sets as plain calls.
+"""The Python client: a server's audits, batches, checkpoints and reference sets as plain calls.
 
 with BasinClient("localhost:50051") as client:
     report = client.audit(AuditRequest(prompt="a red silk dress for spring from oslo", reference="demo"))
@@ -8,12 +8,13 @@ with BasinClient("localhost:50051") as client:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self, TypeVar
 
 import grpc
+from google.longrunning import operations_pb2
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
@@ -21,6 +22,8 @@ from audit.errors import AuditError
 from audit.v1 import (
     audit_pb2,
     audit_pb2_grpc,
+    batch_pb2,
+    batch_pb2_grpc,
     checkpoint_pb2,
     checkpoint_pb2_grpc,
     info_pb2,
@@ -30,9 +33,12 @@ from audit.v1 import (
     report_pb2,
 )
 
-#: Reports with images outgrow gRPC's 4 MB, and a client trusts the server it chose.
-_OPTIONS = (("grpc.max_receive_message_length", -1),)
+#: Reports with images outgrow gRPC's 4 MB, and a client trusts the server it chose. A server that comes back is to be
+#: found within seconds, not after the two minutes that gRPC would wait in the end.
+_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_reconnect_backoff_ms", 5000))
 _FIRST_PAUSE = 0.5
+#: Bytes of prompts after which a message is sent, far below gRPC's bound.
+_UPLOADED_AT_ONCE = 2**18
 
 _T = TypeVar("_T")
 
@@ -79,6 +85,7 @@ class BasinClient:
         self.patience = patience
         self._channel = grpc.insecure_channel(target, options=_OPTIONS)
         self._audits = audit_pb2_grpc.AuditServiceStub(self._channel)
+        self._batches = batch_pb2_grpc.BatchServiceStub(self._channel)
         self._checkpoints = checkpoint_pb2_grpc.CheckpointServiceStub(self._channel)
         self._references = reference_pb2_grpc.ReferenceServiceStub(self._channel)
         self._info = info_pb2_grpc.InfoServiceStub(self._channel)
@@ -122,6 +129,85 @@ class BasinClient:
     def stream(self, request: audit_pb2.AuditRequest) -> Generator[audit_pb2.Progress | report_pb2.Report]:
         """Audit one prompt: any number of `Progress`, then the `Report`. Closing the iterator stops the audit."""
         return self._stream(request)
+
+    def submit(
+        self,
+        spec: batch_pb2.BatchSpec,
+        prompts: Iterable[batch_pb2.BatchPrompt] | str,
+        *,
+        request_id: str = "",
+    ) -> str:
+        """Have a batch taken in.
+
+        Args:
+            spec: how to run it.
+            prompts: what to audit, or the name of a prompt set that the server knows.
+            request_id: any unique string of up to 64 characters: the same batch for the same id.
+
+        Returns:
+            The batch's id.
+
+        Raises:
+            Exception: whatever the prompts raise; then nothing is taken in.
+        """
+        with self._errors():
+            if isinstance(prompts, str):
+                request = batch_pb2.CreateBatchRequest(spec=spec, prompt_set=prompts, request_id=request_id)
+                operation = self._batches.CreateBatch(request, timeout=self.timeout)
+            else:
+                operation = self._upload(batch_pb2.UploadBatchHeader(spec=spec, request_id=request_id), prompts)
+        progress = batch_pb2.BatchProgress()
+        operation.metadata.Unpack(progress)
+        return progress.batch
+
+    def batch(self, id_: str) -> batch_pb2.Batch:
+        """How a batch stands, and what it says once it has ended."""
+        with self._errors():
+            return self._batches.GetBatch(batch_pb2.GetBatchRequest(batch=id_), timeout=self.timeout).batch
+
+    def batches(
+        self, *, state: batch_pb2.BatchState | str = "BATCH_STATE_UNSPECIFIED", checkpoint: str = ""
+    ) -> Iterator[batch_pb2.Batch]:
+        """Batches in a state and of a checkpoint, where these are given, the newest first."""
+        request = batch_pb2.ListBatchesRequest(state=state, checkpoint=checkpoint)
+        while True:
+            with self._errors():
+                page = self._batches.ListBatches(request, timeout=self.timeout)
+            yield from page.batches
+            request.page_token = page.next_page_token
+            if not request.page_token:
+                return
+
+    def cancel_batch(self, id_: str) -> batch_pb2.Batch:
+        """End a batch; what was found is kept."""
+        with self._errors():
+            return self._batches.CancelBatch(batch_pb2.CancelBatchRequest(batch=id_), timeout=self.timeout).batch
+
+    def delete_batch(self, id_: str) -> None:
+        """Delete a batch that has ended."""
+        with self._errors():
+            self._batches.DeleteBatch(batch_pb2.DeleteBatchRequest(batch=id_), timeout=self.timeout)
+
+    def batch_results(
+        self, id_: str, *, cursor: str = "", follow: bool = False, include_reports: bool = False
+    ) -> Generator[batch_pb2.StreamBatchResultsResponse]:
+        """What a batch found, by checkpoint and position.
+
+        Args:
+            id_: of the batch.
+            cursor: of the last result that is known already; "" for all.
+            follow: whether to wait for those that are not there yet.
+            include_reports: whether results hold the reports of their audits.
+        """
+        request = batch_pb2.StreamBatchResultsRequest(
+            batch=id_, cursor=cursor, follow=follow, include_reports=include_reports
+        )
+        with self._errors():
+            call = self._batches.StreamBatchResults(request, timeout=self.timeout)
+            try:
+                yield from call
+            finally:
+                call.cancel()
 
     def info(self) -> info_pb2.GetInfoResponse:
         """Versions, limits and what is loaded."""
@@ -180,6 +266,34 @@ class BasinClient:
                 reference=reference, image=image, limit=limit, include_images=include_images
             )
             return self._references.SearchReference(request, timeout=self.timeout)
+
+    def _upload(
+        self, header: batch_pb2.UploadBatchHeader, prompts: Iterable[batch_pb2.BatchPrompt]
+    ) -> operations_pb2.Operation:
+        broken: list[Exception] = []
+
+        def parts() -> Iterator[batch_pb2.UploadBatchRequest]:
+            yield batch_pb2.UploadBatchRequest(header=header)
+            part, size = batch_pb2.BatchPrompts(), 0
+            try:
+                for prompt in prompts:
+                    part.prompts.append(prompt)
+                    size += prompt.ByteSize()
+                    if size > _UPLOADED_AT_ONCE:
+                        yield batch_pb2.UploadBatchRequest(prompts=part)
+                        part, size = batch_pb2.BatchPrompts(), 0
+            except Exception as error:
+                broken.append(error)
+                raise
+            if part.prompts:
+                yield batch_pb2.UploadBatchRequest(prompts=part)
+
+        try:
+            return self._batches.UploadBatch(parts(), timeout=self.timeout)
+        except grpc.RpcError:
+            if broken:  # gRPC says no more than that something was
+                raise broken[0] from None
+            raise
 
     def _stream(self, request: audit_pb2.AuditRequest) -> Generator[audit_pb2.Progress | report_pb2.Report]:
         with self._errors():

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
+from platformdirs import user_data_path
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
@@ -23,9 +24,13 @@ from pydantic_settings import (
 )
 
 from audit import demo
-from audit.auditor import MAX_DEFINITION_SAMPLES, MAX_IMAGE_SIDE, MAX_PROMPT_CHARACTERS, MAX_SEEDS, Budget
+from audit.auditor import Budget
 from audit.evidence.curvature import CurvatureSettings, Method
+from audit.limits import MAX_DEFINITION_SAMPLES, MAX_IMAGE_SIDE, MAX_PROMPT_CHARACTERS, MAX_SEEDS
 from audit.model.sampling import MAX_STEPS
+from service.names import check_name
+from service.prompt_sets import SHIPPED
+from service.store.retention import Retention
 
 #: Id of the checkpoint, and name of the reference set, that ship with Basin.
 DEMO = "demo"
@@ -33,12 +38,6 @@ DEMO = "demo"
 
 class ConfigError(Exception):
     """The configuration cannot be used. The message is one line, meant for whoever wrote it."""
-
-
-def _name(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", value):
-        raise ValueError(f"{value!r} must be up to 63 letters, digits, '.', '_' and '-', the first a letter or digit")
-    return value
 
 
 def split_address(value: str) -> tuple[str, int]:
@@ -64,7 +63,7 @@ def _address_or_off(value: object) -> object:
     return _address(str(value))
 
 
-Name = Annotated[str, AfterValidator(_name)]
+Name = Annotated[str, AfterValidator(check_name)]
 
 
 class _Part(BaseModel):
@@ -138,6 +137,48 @@ class Limits(_Part):
     pixels: int = Field(2**26, ge=1)
 
 
+class RayPart(_Part):
+    """The Ray cluster that batches run on, where `batches.runner` is ray.
+
+    Attributes:
+        address: HOST:PORT of its head, or "auto" for the cluster that this machine is part of.
+        workers: processes with a loaded checkpoint each; 0 for as many as the cluster can hold.
+        cpus: of each.
+        gpus: of each; above 0, the checkpoint is on one, which processes may share.
+    """
+
+    address: str = "auto"
+    workers: int = Field(0, ge=0, le=1024)
+    cpus: float = Field(1.0, gt=0, le=1024)
+    gpus: float = Field(0.0, ge=0, le=1024)
+
+
+class BatchPart(_Part):
+    """Batches.
+
+    Attributes:
+        store: URL of the database that keeps them: an SQLite file, or PostgreSQL. "" for a file in the user's data
+            folder.
+        lanes: audits of batches worked on at once, beside those of callers.
+        prompts: most prompts in a batch, over all of its checkpoints.
+        runner: who works on them: this process, or a Ray cluster.
+        ray: that cluster.
+        lease_seconds: after which another server on the same store takes the work of one that is gone.
+    """
+
+    store: str = ""
+    lanes: int = Field(8, ge=1, le=256)
+    prompts: int = Field(1_000_000, ge=1)
+    runner: Literal["local", "ray"] = "local"
+    ray: RayPart = RayPart()
+    lease_seconds: float = Field(60.0, ge=1, le=3600)
+
+    @property
+    def store_url(self) -> str:
+        """Of the store, in any case."""
+        return self.store or f"sqlite:///{user_data_path('basin')}/basin.db"
+
+
 class Settings(BaseSettings):
     """Everything that a server can be told.
 
@@ -146,14 +187,17 @@ class Settings(BaseSettings):
         metrics: HOST:PORT of /metrics; "" or "off" for none.
         checkpoints: folders or entries by id.
         references: reference set folders by name.
+        prompts: files of prompt sets by name; the shipped sets are always there.
         demo: whether the shipped checkpoint and reference set are there as `demo`; None: when no checkpoint is named.
         queue: most audits waiting.
         concurrent_audits: audits worked on at once.
         batch_rows: most rows in a forward pass.
         batch_wait_seconds: longest wait of a denoiser call for others to join it.
         threads: CPU threads inside one forward pass; 0 leaves it to torch.
+        batches: what batches may take.
         budget: defaults of audits.
         limits: bounds on requests.
+        retention: how long the store of batches keeps prompts, pictures and results.
         grace_seconds: how long audits in flight may go on after SIGTERM.
         log_level: least level that is logged.
         log_format: "auto" writes for people on a terminal and JSON otherwise.
@@ -167,14 +211,17 @@ class Settings(BaseSettings):
     metrics: Annotated[str, BeforeValidator(_address_or_off)] = "127.0.0.1:9464"
     checkpoints: dict[Name, CheckpointEntry] = {}
     references: dict[Name, Path] = {}
+    prompts: dict[Name, Path] = {}
     demo: bool | None = None
     queue: int = Field(64, ge=0, le=10_000)
     concurrent_audits: int = Field(16, ge=1, le=256)
     batch_rows: int = Field(128, ge=1, le=4096)
     batch_wait_seconds: float = Field(0.005, ge=0, le=1)
     threads: int = Field(0, ge=0, le=1024)
+    batches: BatchPart = BatchPart()
     budget: BudgetDefaults = BudgetDefaults()
     limits: Limits = Limits()
+    retention: Retention = Retention()
     grace_seconds: float = Field(30.0, ge=0, le=3600)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "console"] = "auto"
@@ -183,6 +230,8 @@ class Settings(BaseSettings):
     def _check(self) -> Settings:
         if self.with_demo and (DEMO in self.checkpoints or DEMO in self.references):
             raise ValueError(f"the name {DEMO!r} belongs to the shipped checkpoint: choose another, or set demo: false")
+        if taken := SHIPPED.keys() & self.prompts.keys():
+            raise ValueError(f"the name {min(taken)!r} belongs to a shipped prompt set: choose another")
         if not self.all_checkpoints:
             raise ValueError("there is no checkpoint to serve: name one, or leave demo on")
         if self.budget.seeds > self.limits.seeds:

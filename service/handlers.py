@@ -14,7 +14,7 @@ import structlog
 
 from audit.errors import InvalidInput
 from audit.model.sampling import SCHEDULERS
-from audit.report import basin_version, library_versions
+from audit.report import library_versions
 from audit.v1 import (
     audit_pb2,
     audit_pb2_grpc,
@@ -26,6 +26,7 @@ from audit.v1 import (
     reference_pb2_grpc,
     report_pb2,
 )
+from audit.version import basin_version
 from service.audits import Audits
 from service.calls import Context, code_of_cancellation
 from service.checkpoints import CheckpointRegistry

@@ -11,6 +11,7 @@ import torch
 from audit import demo
 from audit.auditor import Auditor, Budget, Progress
 from audit.errors import InvalidInput, Stopped
+from audit.model.checkpoint import Checkpoint
 from audit.model.loading import load_checkpoint
 from audit.reference.reference_set import ReferenceSet
 from audit.v1 import audit_pb2, report_pb2
@@ -39,20 +40,8 @@ class LocalAudits:
     """
 
     def __init__(self, checkpoint: str, reference: str = "", *, device: str = "cpu", dtype: str = "float32") -> None:
-        if dtype not in DTYPES:
-            raise InvalidInput(
-                f"unknown precision {dtype!r}; known: {', '.join(DTYPES)}", reason="DTYPE_UNKNOWN", field="dtype"
-            )
-        _check_device(device)
-        folder = demo.CHECKPOINT if checkpoint == DEMO else Path(checkpoint)
-        name = DEMO if checkpoint == DEMO else folder.resolve().name
-        loaded = load_checkpoint(folder, name=name, device=device, dtype=DTYPES[dtype])
-        calibration = folder / "calibration.json"
-        self._auditor = Auditor(
-            loaded,
-            _load_reference(reference) if reference else None,
-            Calibration.load(calibration) if calibration.exists() else None,
-        )
+        loaded, calibration = open_checkpoint(checkpoint, device, dtype)
+        self._auditor = Auditor(loaded, open_reference(reference) if reference else None, calibration)
         self._closed = threading.Event()
 
     def close(self) -> None:
@@ -91,7 +80,37 @@ class LocalAudits:
         return wire.report_to_proto(report)
 
 
-def _load_reference(reference: str) -> ReferenceSet:
+def open_checkpoint(checkpoint: str, device: str, dtype: str) -> tuple[Checkpoint, Calibration | None]:
+    """A checkpoint and its own calibration, if it has one.
+
+    Args:
+        checkpoint: a folder, or "demo" for the one that ships with Basin.
+        device: a torch device.
+        dtype: a key of `DTYPES`.
+
+    Raises:
+        NotFound: there is no such folder.
+        BrokenCheckpoint: the checkpoint cannot be loaded.
+        InvalidInput: no such device or precision, or the calibration is none.
+    """
+    if dtype not in DTYPES:
+        raise InvalidInput(
+            f"unknown precision {dtype!r}; known: {', '.join(DTYPES)}", reason="DTYPE_UNKNOWN", field="dtype"
+        )
+    _check_device(device)
+    folder = demo.CHECKPOINT if checkpoint == DEMO else Path(checkpoint)
+    loaded = load_checkpoint(folder, name=name_of(checkpoint), device=device, dtype=DTYPES[dtype])
+    calibration = folder / "calibration.json"
+    return loaded, Calibration.load(calibration) if calibration.exists() else None
+
+
+def name_of(checkpoint: str) -> str:
+    """What people call a checkpoint: "demo", or the name of its folder."""
+    return DEMO if checkpoint == DEMO else Path(checkpoint).resolve().name
+
+
+def open_reference(reference: str) -> ReferenceSet:
+    """A reference set by its folder, or "demo" for the one that ships with Basin."""
     return ReferenceSet.load(demo.REFERENCE if reference == DEMO else Path(reference))
 
 

@@ -10,8 +10,9 @@ import grpc
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
-from audit.report import basin_version, library_versions
+from audit.report import library_versions
 from audit.verdict.rule import CLASSES
+from audit.version import basin_version
 from service.config import ConfigError, split_address
 
 STAGES = ("sampling", "decoding", "searching", "curvature", "concluding")

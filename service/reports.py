@@ -33,6 +33,24 @@ def without_images(report: report_pb2.Report) -> report_pb2.Report:
     return copy
 
 
+def without_texts(report: report_pb2.Report) -> report_pb2.Report:
+    """A copy of a report that leaves the prompt out, and the captions of reference images.
+
+    The caption of an image that is recalled is most often the prompt itself.
+    """
+    copy = report_pb2.Report()
+    copy.CopyFrom(report)
+    copy.ClearField("prompt")
+    for sample in copy.samples:
+        for name in ("nearest_reference", "nearest_clip"):
+            if sample.HasField(name):
+                getattr(sample, name).ClearField("caption")
+    for mode in copy.stability.modes:
+        if mode.HasField("nearest_reference"):
+            mode.nearest_reference.ClearField("caption")
+    return copy
+
+
 def confidence(report: report_pb2.Report) -> str:
     """The confidence in words for people: in percent, never quite certain, and a guess called a guess."""
     percent = ">99%" if report.confidence >= 0.995 else f"{report.confidence:.0%}"

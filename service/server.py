@@ -13,6 +13,7 @@ import diffusers
 import grpc
 import torch
 import transformers
+from google.longrunning import operations_pb2, operations_pb2_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -20,6 +21,8 @@ from audit.errors import AuditError
 from audit.v1 import (
     audit_pb2,
     audit_pb2_grpc,
+    batch_pb2,
+    batch_pb2_grpc,
     checkpoint_pb2,
     checkpoint_pb2_grpc,
     info_pb2,
@@ -28,12 +31,16 @@ from audit.v1 import (
     reference_pb2_grpc,
 )
 from service.audits import Audits
+from service.batch_handlers import BatchHandlers, OperationHandlers
+from service.batches import Batches
 from service.calls import Calls
 from service.checkpoints import CheckpointRegistry
 from service.config import ConfigError, Settings
 from service.handlers import AuditHandlers, CheckpointHandlers, InfoHandlers, ReferenceHandlers
 from service.log import Logger, make_logger
 from service.metrics import Metrics, MetricsServer
+from service.planning import Planner
+from service.prompt_sets import PromptSets
 from service.references import ReferenceRegistry
 from service.threads import Devices, lone_threads
 
@@ -43,6 +50,8 @@ SERVICES = tuple(
         (audit_pb2, "AuditService"),
         (checkpoint_pb2, "CheckpointService"),
         (reference_pb2, "ReferenceService"),
+        (batch_pb2, "BatchService"),
+        (operations_pb2, "Operations"),
         (info_pb2, "InfoService"),
     )
 )
@@ -86,7 +95,12 @@ class Server:
         self._references = ReferenceRegistry(
             settings.all_references, executor=self._loader, devices=self._devices, metrics=self._metrics, logger=logger
         )
-        self._audits = Audits(settings, self._checkpoints, self._references, self._metrics, logger)
+        planner = Planner(settings, self._checkpoints, self._references)
+        self._audits = Audits(settings, planner, self._checkpoints, self._metrics)
+        self._batches = Batches(settings, planner, self._checkpoints, self._references, logger)
+        self._batch_handlers = BatchHandlers(
+            self._batches, planner, PromptSets(settings.prompts), settings.batches.prompts
+        )
         self._awaited = {id_ for id_, entry in settings.all_checkpoints.items() if entry.preload}
         self._calls = Calls(logger)
         self._search_handlers = ReferenceHandlers(self._references, settings)
@@ -106,10 +120,14 @@ class Server:
         """Bind the ports, answer calls, and begin to load.
 
         Raises:
-            ConfigError: a port cannot be bound.
+            ConfigError: a port cannot be bound, or the store of batches cannot be used.
         """
         if self._settings.threads:
             torch.set_num_threads(self._settings.threads)
+        try:
+            await self._batches.start()
+        except AuditError as error:
+            raise ConfigError(f"batches.store: {error}") from error
         self._grpc = grpc.aio.server(
             interceptors=[self._calls],
             options=(
@@ -123,6 +141,8 @@ class Server:
         audit_pb2_grpc.add_AuditServiceServicer_to_server(handlers, self._grpc)
         checkpoint_pb2_grpc.add_CheckpointServiceServicer_to_server(CheckpointHandlers(self._checkpoints), self._grpc)
         reference_pb2_grpc.add_ReferenceServiceServicer_to_server(self._search_handlers, self._grpc)
+        batch_pb2_grpc.add_BatchServiceServicer_to_server(self._batch_handlers, self._grpc)
+        operations_pb2_grpc.add_OperationsServicer_to_server(OperationHandlers(self._batches), self._grpc)
         info = InfoHandlers(self._settings, self._checkpoints, self._references)
         info_pb2_grpc.add_InfoServiceServicer_to_server(info, self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
@@ -131,6 +151,7 @@ class Server:
         try:
             port = self._grpc.add_insecure_port(self._settings.listen)
         except RuntimeError as error:
+            await self._batches.close()
             raise ConfigError(f"listen: {self._settings.listen} cannot be bound") from error
         self.address = f"{self._settings.listen.rpartition(':')[0]}:{port}"
         await self._grpc.start()
@@ -139,6 +160,7 @@ class Server:
                 self._metrics_server = MetricsServer(self._metrics, self._settings.metrics)
             except ConfigError:
                 await self._grpc.stop(None)
+                await self._batches.close()
                 raise
             self.metrics_address = self._metrics_server.address
         self._logger.info("listening", address=self.address, metrics=self.metrics_address)
@@ -149,7 +171,7 @@ class Server:
         self._calls.accepting = False
         self._refresh()
         self._logger.info("draining", seconds=seconds)
-        await self._audits.drain(seconds)
+        await asyncio.gather(self._audits.drain(seconds), self._batches.pause())
 
     async def stop(self) -> None:
         """Take everything down, draining what is left without grace."""
@@ -161,6 +183,7 @@ class Server:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._checkpoints.close()
+        await self._batches.close()
         self._audits.close()
         self._search_handlers.close()
         self._loader.shutdown()
@@ -182,6 +205,7 @@ class Server:
 
     def _refresh(self) -> None:
         """Something changed that health may depend on."""
+        self._batches.look()
         self._awaited -= {id_ for id_ in self._awaited if self._checkpoints.is_loaded(id_)}
         self._spawn(self._update_health())
 

@@ -3,9 +3,10 @@
     InvalidInput                          INVALID_ARGUMENT      BadRequest names the field
     NotFound                              NOT_FOUND
     BrokenCheckpoint, BrokenReference     FAILED_PRECONDITION
-    NotLoaded                             FAILED_PRECONDITION
+    BrokenPrompts                         FAILED_PRECONDITION
+    NotLoaded, NotEnded                   FAILED_PRECONDITION
     QueueFull                             RESOURCE_EXHAUSTED    RetryInfo
-    NotReady, ShuttingDown                UNAVAILABLE           RetryInfo
+    NotReady, ShuttingDown, StoreDown     UNAVAILABLE           RetryInfo
     Stopped                               CANCELLED, or DEADLINE_EXCEEDED where that is its reason
     anything else                         INTERNAL              a generic text; the log has the rest
 
@@ -22,7 +23,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from audit.errors import AuditError, BrokenCheckpoint, BrokenReference, InvalidInput, NotFound, Stopped
+from audit.errors import AuditError, BrokenCheckpoint, BrokenPrompts, BrokenReference, InvalidInput, NotFound, Stopped
 
 DOMAIN = "basin"
 DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
@@ -32,6 +33,10 @@ MAX_MESSAGE = 500
 
 class NotLoaded(AuditError):
     """A registered checkpoint is not in memory."""
+
+
+class NotEnded(AuditError):
+    """A batch is still worked on."""
 
 
 class _Later(AuditError):
@@ -61,15 +66,25 @@ class ShuttingDown(_Later):
         super().__init__("the server is shutting down", reason="SHUTTING_DOWN", retry_seconds=1.0)
 
 
+class StoreDown(_Later):
+    """The store of batches does not answer."""
+
+    def __init__(self) -> None:
+        super().__init__("the store of batches does not answer", reason="STORE_DOWN", retry_seconds=5.0)
+
+
 CODES: tuple[tuple[type[AuditError], grpc.StatusCode], ...] = (
     (InvalidInput, grpc.StatusCode.INVALID_ARGUMENT),
     (NotFound, grpc.StatusCode.NOT_FOUND),
     (BrokenCheckpoint, grpc.StatusCode.FAILED_PRECONDITION),
     (BrokenReference, grpc.StatusCode.FAILED_PRECONDITION),
+    (BrokenPrompts, grpc.StatusCode.FAILED_PRECONDITION),
     (NotLoaded, grpc.StatusCode.FAILED_PRECONDITION),
+    (NotEnded, grpc.StatusCode.FAILED_PRECONDITION),
     (QueueFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (NotReady, grpc.StatusCode.UNAVAILABLE),
     (ShuttingDown, grpc.StatusCode.UNAVAILABLE),
+    (StoreDown, grpc.StatusCode.UNAVAILABLE),
 )
 
 

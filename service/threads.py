@@ -3,13 +3,16 @@
 libgomp's threads spin only while there are no more of them than cores, and every thread that enters a parallel region
 gets a team of its own. Teams of idle audits would so slow the forward passes by an eighth. Hence all computation on a
 device happens in its one thread, first come, first served, and the other threads stay alone.
+
+So must whichever thread loads a checkpoint and then waits: a team that it had while it loaded counts until it ends.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -44,6 +47,13 @@ def lone_threads(count: int, name: str) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix=f"basin-{name}", initializer=_stay_alone)
 
 
-def _stay_alone() -> None:
+@contextmanager
+def alone() -> Iterator[None]:
+    """In here, this thread gets no team of OpenMP's."""
+    with _stay_alone():
+        yield
+
+
+def _stay_alone() -> threadpool_limits:
     torch.get_num_threads()  # torch sets the number itself when a thread first asks for it
-    threadpool_limits(1, user_api="openmp")
+    return threadpool_limits(1, user_api="openmp")

@@ -12,10 +12,11 @@ from PIL import Image
 from audit.auditor import Budget
 from audit.evidence import curvature, stability
 from audit.reference.images import encode_png
-from audit.report import Report, basin_version
+from audit.report import Report
 from audit.v1 import audit_pb2, report_pb2
 from audit.verdict import decision
 from audit.verdict.rule import CLASSES
+from audit.version import basin_version
 
 #: In the order of `CLASSES`.
 VERDICTS = (report_pb2.memorized, report_pb2.spurious, report_pb2.generalized)
@@ -235,4 +236,5 @@ def _subject(report: Report) -> report_pb2.Subject:
         message.reference_digest = reference.digest
         message.reference_size = reference.size
         message.reference_complete = reference.complete
+        message.embedder_digest = reference.embedder_digest
     return message

@@ -3,20 +3,51 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from tests.audit.phase.finished import Finished
+    from tests.service.postgres import Postgres
+
+# readline, which pytest loads, hands its guess of the terminal's width to the processes that run the tests.
+os.environ.pop("COLUMNS", None)
+os.unsetenv("COLUMNS")  # also where Python does not know of it
+# Side by side, teams of threads would wait for each other's cores most of the time.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Whoever runs the tests in the background may have told them to ignore Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_files_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Folders of the tests' own: for stores and imported prompts, and for what is remembered between runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A run of `basin phase run` that nothing disturbed."""
-    from tests.audit.phase.finished import finished_run  # most tests need nothing so heavy
+    from tests.audit.phase.finished import finished_run, shared_folder  # most tests need nothing so heavy
 
-    return finished_run(tmp_path_factory.getbasetemp() / "phase")
+    return finished_run(shared_folder(tmp_path_factory))
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server."""
+    from tests.service.postgres import running_postgres
+
+    with running_postgres() as server:
+        yield server
 
 
 def _skipped(config: pytest.Config) -> list[str]:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from audit.verdict.calibration import Calibration
+if TYPE_CHECKING:
+    from audit.verdict.calibration import Calibration
 
 FOLDER = Path(__file__).parent
 CHECKPOINT = FOLDER / "checkpoint"
 REFERENCE = FOLDER / "reference"
 #: The open_clip model.
 CLIP = FOLDER / "clip"
+#: The truth table: a JSON object per caption (see the model card).
+TRUTH = FOLDER / "truth.jsonl"
 
 
 @cache
@@ -28,13 +32,15 @@ def default_calibration() -> Calibration:
 @cache
 def calibration() -> Calibration:
     """Of the demo checkpoint."""
+    from audit.verdict.calibration import Calibration  # and torch: not for those who want a path or the truth
+
     return Calibration.load(CHECKPOINT / "calibration.json")
 
 
 @cache
 def truth() -> tuple[dict[str, object], ...]:
     """The truth table: one row per caption (see the model card)."""
-    return tuple(json.loads(line) for line in (FOLDER / "truth.jsonl").read_text().splitlines())
+    return tuple(json.loads(line) for line in TRUTH.read_text().splitlines())
 
 
 def prompts() -> list[str]:

@@ -9,7 +9,6 @@ candidates are reconstructed, so this costs the same for a thousand references a
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,14 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from audit.evidence.reconstructions import Reconstructions
 from audit.model.checkpoint import Checkpoint
+from audit.model.memory import in_halves
 from audit.reference.images import in_chunks, with_channels
 from audit.reference.reference_set import ReferenceSet
 
 #: Originals that are re-ranked per sample.
 CANDIDATES = 8
-#: Reconstructions are remembered up to this size, the oldest are forgotten first.
-REMEMBERED_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Neighbors:
 
 
 class NeighborFinder:
-    """Nearest neighbours of a checkpoint's samples in one reference set; remembers the reconstructions it made.
+    """Nearest neighbours of a checkpoint's samples in one reference set. Reconstructions are remembered between runs.
 
     Args:
         reference: the set to search.
@@ -57,27 +56,31 @@ class NeighborFinder:
     def __init__(self, reference: ReferenceSet, checkpoint: Checkpoint) -> None:
         self.reference = reference
         self.checkpoint = checkpoint
-        self._remembered: dict[int, Tensor] = {}
-        self._lock = threading.Lock()
+        self._side = checkpoint.defaults.height, checkpoint.defaults.width
+        self._remembered = Reconstructions(
+            f"{checkpoint.autoencoder} {checkpoint.device.type} {checkpoint.dtype} {self._side} {reference.digest}",
+            len(reference),
+            reference.images[0].size,
+        )
 
     def reconstruct(self, indices: list[int]) -> Tensor:
         """D(E(y)) of reference images as pixel vectors, (len(indices), d)."""
-        with self._lock:
-            found = {index: self._remembered[index] for index in indices if index in self._remembered}
-        missing = sorted(set(indices) - found.keys())
-        side = self.checkpoint.defaults.height, self.checkpoint.defaults.width
+        remembered = {index: self._remembered.get(index) for index in set(indices)}
+        found = {index: vector for index, vector in remembered.items() if vector is not None}
+        missing = sorted(remembered.keys() - found.keys())
         for part in in_chunks(len(missing), 64):
             images = self.reference.reference_images(missing[part])
-            if images.shape[-2:] != side:
-                images = torch.nn.functional.interpolate(images, size=side, mode="bilinear", antialias=True)
+            if images.shape[-2:] != self._side:
+                images = torch.nn.functional.interpolate(images, size=self._side, mode="bilinear", antialias=True)
             images = with_channels(images, self.checkpoint.image_channels)
-            vectors = self.reference.vectors(self.checkpoint.decode(self.checkpoint.encode(images)).cpu())
-            found.update(zip(missing[part], vectors.unbind(), strict=True))
-        with self._lock:
-            self._remembered.update((index, found[index]) for index in missing)
-            while len(self._remembered) * found[indices[0]].nbytes > REMEMBERED_BYTES:
-                self._remembered.pop(next(iter(self._remembered)))
-        return torch.stack([found[index] for index in indices])
+            vectors = self.reference.vectors(in_halves(self._trip, images)).numpy()
+            found.update(zip(missing[part], vectors, strict=True))
+        for index in missing:
+            self._remembered.put(index, found[index])
+        return torch.from_numpy(np.stack([found[index] for index in indices]))
+
+    def _trip(self, images: Tensor) -> Tensor:
+        return self.checkpoint.decode(self.checkpoint.encode(images)).cpu()
 
     def find(self, images: Tensor) -> Neighbors:
         """Nearest reference of each sample.

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from audit.model.denoiser import Condition, Denoiser, concatenate
+from audit.model.memory import free_memory, is_out_of_memory
 
 
 @dataclass
@@ -42,7 +43,7 @@ class BatchingDenoiser:
 
     Args:
         inner: evaluates the merged batches; called by one thread at a time.
-        max_rows: most rows in a forward pass.
+        max_rows: most rows in a forward pass. Halved until memory suffices.
         max_wait: seconds that a call may wait for other lanes to join it.
         run: calls a function, e.g. in the thread of the device; every forward pass goes through it.
         on_batch: called after every forward pass with its rows and its seconds.
@@ -58,7 +59,7 @@ class BatchingDenoiser:
         on_batch: Callable[[int, float], None] = lambda rows, seconds: None,
     ) -> None:
         self.inner = inner
-        self.max_rows = max_rows
+        self.max_rows = self._most_rows = max_rows
         self.max_wait = max_wait
         self._on_device = run
         self._on_batch = on_batch
@@ -91,9 +92,10 @@ class BatchingDenoiser:
     def evaluate(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """One lane's call: queue its rows in pieces of at most `max_rows`, wait for all of them."""
         answers = []
+        most = self.max_rows
         # One piece at a time, so that a large call does not hold back the other lanes.
-        for start in range(0, len(x), self.max_rows):
-            part = slice(start, start + self.max_rows)
+        for start in range(0, len(x), most):
+            part = slice(start, start + most)
             rows = {name: tensor[part] for name, tensor in condition.items()}
             piece = _Request(x[part], t[part], rows, time.monotonic(), Future())
             with self._changed:
@@ -142,21 +144,38 @@ class BatchingDenoiser:
     def _run(self, batch: list[_Request]) -> None:
         try:
             self._on_device(lambda: self._forward(batch))
+            return
         except Exception as error:
-            if len(batch) == 1:
+            rows = min(self.max_rows, sum(len(request.x) for request in batch))
+            scarce = is_out_of_memory(error)
+            if len(batch) == 1 and not (scarce and rows > 1):
+                if scarce:  # not even one row fits, which says nothing about those of others
+                    self.max_rows = self._most_rows
                 batch[0].answer.set_exception(error)
                 return
+        # Outside of the handler, since the error holds on to the frames that hold the memory.
+        if scarce and rows > 1:
+            self.max_rows = rows // 2
+            free_memory()
+            self._run(batch)
+        else:
             for request in batch:  # each on its own, so that one bad call fails alone
                 self._run([request])
 
     @torch.inference_mode()
     def _forward(self, batch: list[_Request]) -> None:
-        start = time.perf_counter()
         x = torch.cat([request.x for request in batch])
         t = torch.cat([request.t for request in batch])
-        output = self.inner.native(x, t, concatenate([request.condition for request in batch]))
-        self._on_batch(len(x), time.perf_counter() - start)
-        for request, rows in zip(batch, output.split([len(r.x) for r in batch]), strict=True):
+        condition = concatenate([request.condition for request in batch])
+        outputs = []
+        for first in range(0, len(x), self.max_rows):  # one pass, unless memory has become short
+            part = slice(first, first + self.max_rows)
+            start = time.perf_counter()
+            outputs.append(
+                self.inner.native(x[part], t[part], {name: tensor[part] for name, tensor in condition.items()})
+            )
+            self._on_batch(len(outputs[-1]), time.perf_counter() - start)
+        for request, rows in zip(batch, torch.cat(outputs).split([len(r.x) for r in batch]), strict=True):
             request.answer.set_result(rows)
 
 

@@ -20,6 +20,7 @@ class Checkpoint:
     Attributes:
         name: what people call it.
         digest: "sha256:…" over the weights and configurations that were loaded.
+        autoencoder: "sha256:…" of its autoencoder alone, which checkpoints may have in common.
         family: the kind of pipeline, e.g. "StableDiffusionPipeline".
         denoiser: ε̂(x, t, c).
         scheduler_config: of the checkpoint's own diffusers scheduler.
@@ -37,6 +38,7 @@ class Checkpoint:
 
     name: str
     digest: str
+    autoencoder: str
     family: str
     denoiser: Denoiser
     scheduler_config: dict[str, Any]

@@ -17,7 +17,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -120,23 +121,30 @@ class RunFolder:
 
 
 #: How the names of files begin while they are written.
-_PARTIAL = ".partial-"
+PARTIAL = ".partial-"
 
 
 def _in_use(file: Path) -> bool:
     """Whether a file is more than what a killed run left half-written."""
-    return not file.name.startswith(_PARTIAL)
+    return not file.name.startswith(PARTIAL)
+
+
+@contextmanager
+def whole(file: Path) -> Iterator[Path]:
+    """A path to write to, which takes a file's name at the end, unless something is raised. Its folder is made."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f"{PARTIAL}{file.name}")
+    try:
+        yield partial
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_whole(file: Path, content: bytes | str) -> None:
     """Write a file whole or not at all: under another name first. Its folder is made when missing."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{_PARTIAL}{file.name}")
-    try:
+    with whole(file) as partial:
         partial.write_bytes(content if isinstance(content, bytes) else content.encode())
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_arrays(file: Path, arrays: Mapping[str, NDArray[Any]]) -> None:

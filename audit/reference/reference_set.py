@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from audit.errors import BrokenReference, InvalidInput, NotFound
+from audit.model.memory import in_halves
 from audit.reference.clip import LOCAL, ClipEmbedder
 from audit.reference.images import in_chunks, pixel_vectors, read_images, to_float
 
@@ -200,7 +201,7 @@ class ReferenceSet:
         """Cosine similarities in [-1, 1] to the k nearest images and their indices; None without an embedder."""
         if self._clip is None or self.embedder is None:
             return None
-        similarities, indices = self._clip.search(self.embedder(images).numpy(), min(k, len(self)))
+        similarities, indices = self._clip.search(in_halves(self.embedder, images).numpy(), min(k, len(self)))
         return similarities, indices
 
 

@@ -212,7 +212,7 @@ class Spectrum(_message.Message):
     def __init__(self, trace: _Optional[float] = ..., trace_error: _Optional[float] = ..., flat_share: _Optional[float] = ..., log_volume: _Optional[float] = ..., top: _Optional[_Iterable[float]] = ..., bottom: _Optional[_Iterable[float]] = ..., asymmetry: _Optional[float] = ...) -> None: ...
 
 class Subject(_message.Message):
-    __slots__ = ("checkpoint", "checkpoint_digest", "family", "reference", "reference_digest", "reference_size", "reference_complete", "sampler", "definition_samples", "calibration")
+    __slots__ = ("checkpoint", "checkpoint_digest", "family", "reference", "reference_digest", "reference_size", "reference_complete", "sampler", "definition_samples", "calibration", "embedder_digest")
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
@@ -223,6 +223,7 @@ class Subject(_message.Message):
     SAMPLER_FIELD_NUMBER: _ClassVar[int]
     DEFINITION_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     CALIBRATION_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     checkpoint: str
     checkpoint_digest: str
     family: str
@@ -233,7 +234,8 @@ class Subject(_message.Message):
     sampler: Sampler
     definition_samples: int
     calibration: CalibrationInfo
-    def __init__(self, checkpoint: _Optional[str] = ..., checkpoint_digest: _Optional[str] = ..., family: _Optional[str] = ..., reference: _Optional[str] = ..., reference_digest: _Optional[str] = ..., reference_size: _Optional[int] = ..., reference_complete: _Optional[bool] = ..., sampler: _Optional[_Union[Sampler, _Mapping]] = ..., definition_samples: _Optional[int] = ..., calibration: _Optional[_Union[CalibrationInfo, _Mapping]] = ...) -> None: ...
+    embedder_digest: str
+    def __init__(self, checkpoint: _Optional[str] = ..., checkpoint_digest: _Optional[str] = ..., family: _Optional[str] = ..., reference: _Optional[str] = ..., reference_digest: _Optional[str] = ..., reference_size: _Optional[int] = ..., reference_complete: _Optional[bool] = ..., sampler: _Optional[_Union[Sampler, _Mapping]] = ..., definition_samples: _Optional[int] = ..., calibration: _Optional[_Union[CalibrationInfo, _Mapping]] = ..., embedder_digest: _Optional[str] = ...) -> None: ...
 
 class Sampler(_message.Message):
     __slots__ = ("scheduler", "steps", "guidance", "negative_prompt", "height", "width", "eta")

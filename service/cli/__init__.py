@@ -9,7 +9,20 @@ from typing import Annotated
 import typer
 
 from audit.errors import AuditError
-from service.cli import audits, demonstration, phase, references, serving, training
+from service.cli import (
+    audits,
+    batch,
+    comparing,
+    demonstration,
+    phase,
+    prompts,
+    references,
+    remote,
+    reports,
+    serving,
+    store,
+    training,
+)
 from service.cli.console import FAILED, print_error, quiet_libraries
 
 app = typer.Typer(
@@ -21,6 +34,13 @@ app = typer.Typer(
 app.command()(demonstration.demo)
 app.command()(serving.serve)
 app.command()(audits.audit)
+for command in (remote.submit, remote.status, remote.results, remote.cancel):
+    batch.app.command()(command)
+app.add_typer(batch.app, name="batch")
+app.command()(reports.report)
+app.add_typer(prompts.app, name="prompts")
+app.command()(comparing.compare)
+app.add_typer(store.app, name="store")
 app.add_typer(references.app, name="reference")
 app.add_typer(training.app, name="train")
 app.add_typer(phase.app, name="phase")

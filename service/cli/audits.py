@@ -6,30 +6,19 @@ import sys
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Protocol
 
 import typer
-from rich.markup import escape
 
 from audit.errors import AuditError, InvalidInput, NotFound
 from audit.progress import progress_bar
 from audit.v1 import audit_pb2, report_pb2
+from service.cli import options
 from service.cli.console import FAILED, messages, print_error, results
 
 #: Threads that keep audits in flight, whatever a server allows.
 MAX_IN_FLIGHT = 32
-DEFAULT_SERVER = "localhost:50051"
-SAMPLER = "Sampler"
-BUDGET = "Budget"
-
-
-class Format(StrEnum):
-    """What `--format` may be."""
-
-    TABLE = "table"
-    JSON = "json"
 
 
 class Source(Protocol):
@@ -54,7 +43,9 @@ def audit(
     ] = "",
     server: Annotated[
         str,
-        typer.Option(metavar="HOST:PORT", envvar="BASIN_SERVER", help=f"Who audits; {DEFAULT_SERVER} unless said."),
+        typer.Option(
+            metavar="HOST:PORT", envvar="BASIN_SERVER", help=f"Who audits; {options.DEFAULT_SERVER} unless said."
+        ),
     ] = "",
     local: Annotated[bool, typer.Option("--local", help="Audit in this process, without a server.")] = False,
     checkpoint: Annotated[
@@ -65,57 +56,36 @@ def audit(
         str,
         typer.Option(metavar="NAME|FOLDER", help="A server's reference set by name; with --local a folder, or demo."),
     ] = "",
-    output: Annotated[Format, typer.Option("--format", help="A table, or JSON: one report a line.")] = Format.TABLE,
+    output: Annotated[
+        options.Format, typer.Option("--format", help="A table, or JSON: one report a line.")
+    ] = options.Format.TABLE,
     image: Annotated[
         Path | None,
         typer.Option(metavar="FILE.png", help="Also draw what the seeds gave beside the nearest references."),
     ] = None,
-    scheduler: Annotated[
-        str, typer.Option(rich_help_panel=SAMPLER, help="ddim, ddpm, euler, euler-ancestral, dpm++2m, unipc or pndm.")
-    ] = "",
-    steps: Annotated[int | None, typer.Option(rich_help_panel=SAMPLER, help="Denoiser steps per image.")] = None,
-    guidance: Annotated[
-        float | None, typer.Option(rich_help_panel=SAMPLER, help="Weight of classifier-free guidance; 1 is none.")
-    ] = None,
-    negative_prompt: Annotated[
-        str, typer.Option(rich_help_panel=SAMPLER, help="Conditions the other branch of the guidance.")
-    ] = "",
-    size: Annotated[str, typer.Option(rich_help_panel=SAMPLER, metavar="N|HxW", help="Of the images, in pixels.")] = "",
-    eta: Annotated[float | None, typer.Option(rich_help_panel=SAMPLER, help="Stochasticity of DDIM.")] = None,
-    seed: Annotated[
-        int | None, typer.Option(rich_help_panel=BUDGET, help="The first of the consecutive noise seeds.")
-    ] = None,
-    seeds: Annotated[int | None, typer.Option(rich_help_panel=BUDGET, help="Noise seeds drawn per prompt.")] = None,
-    definition_samples: Annotated[
-        int | None, typer.Option(rich_help_panel=BUDGET, help="Fractions are those expected among so many samples.")
-    ] = None,
-    curvature: Annotated[str, typer.Option(rich_help_panel=BUDGET, help="lanczos, dense or off.")] = "",
+    scheduler: options.Scheduler = "",
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    negative_prompt: options.NegativePrompt = "",
+    size: options.Size = "",
+    eta: options.Eta = None,
+    seed: options.Seed = None,
+    seeds: options.Seeds = None,
+    definition_samples: options.DefinitionSamples = None,
+    curvature: options.Curvature = "",
     device: Annotated[str, typer.Option(help="With --local: where the weights go, such as cuda.")] = "",
     dtype: Annotated[str, typer.Option(help="With --local: float32, float16 or bfloat16.")] = "",
-    timeout: Annotated[float | None, typer.Option(help="Seconds that one audit may take on the server.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(callback=options.finite, help="Seconds that one audit may take on the server.")
+    ] = None,
 ) -> None:
     """Tell whether prompts recall training images, images of the model's own making, or neither.
 
     Sampler settings and budget that are not given are the checkpoint's and the server's own.
     """
-    wanted = collect_prompts(prompt or [], prompts)
-    sides = parse_size(size)
-    requests = [
-        build_request(
-            {"prompt": text, "checkpoint": checkpoint, "reference": reference, "include_images": image is not None},
-            {
-                "scheduler": scheduler,
-                "steps": steps,
-                "guidance": guidance,
-                "negative_prompt": negative_prompt,
-                "height": sides and sides[0],
-                "width": sides and sides[1],
-                "eta": eta,
-            },
-            {"seeds": seeds, "first_seed": seed, "definition_samples": definition_samples, "curvature": curvature},
-        )
-        for text in wanted
-    ]
+    flags = locals()
+    subject = {"checkpoint": checkpoint, "reference": reference, "include_images": image is not None}
+    requests = [options.requested(flags, prompt=text, **subject) for text in collect_prompts(prompt or [], prompts)]
     if image is not None:
         from service.contact_sheet import check_contact_sheet
 
@@ -129,7 +99,7 @@ def audit(
     else:
         if device or dtype:
             raise InvalidInput("--device and --dtype need --local", reason="FLAGS_CONFLICT", field="device")
-        source, in_flight = open_server(server or DEFAULT_SERVER, timeout, len(requests))
+        source, in_flight = open_server(server or options.DEFAULT_SERVER, timeout, len(requests))
     reports, complete = [], True
     try:
         with closing(run(source, requests, in_flight)) as finished:
@@ -141,12 +111,12 @@ def audit(
                     print_error(result if len(requests) == 1 else f"prompt {number}: {result}")
                     continue
                 reports.append(result)
-                if output is Format.JSON:
+                if output is options.Format.JSON:
                     from service.reports import report_to_json, without_images
 
                     print(report_to_json(without_images(result)), flush=True)
     finally:
-        if reports and output is Format.TABLE:
+        if reports and output is options.Format.TABLE:
             from service.cli.tables import print_reports
 
             print_reports(results(), reports)
@@ -182,38 +152,6 @@ def collect_prompts(given: Sequence[str], file: str) -> list[str]:
     return found
 
 
-def parse_size(size: str) -> tuple[int, int] | None:
-    """Height and width of "N" or "HxW"; None of "".
-
-    Raises:
-        InvalidInput: it is neither.
-    """
-    if not size:
-        return None
-    sides = size.lower().replace("×", "x").split("x")
-    if len(sides) > 2 or not all(side.isascii() and side.isdigit() for side in sides):
-        raise InvalidInput(f"size must be N or HxW, not {size!r}", reason="SIZE_INVALID", field="size")
-    return int(sides[0]), int(sides[-1])
-
-
-def build_request(subject: dict[str, Any], sampler: dict[str, Any], budget: dict[str, Any]) -> audit_pb2.AuditRequest:
-    """A request of what was given; None means not given.
-
-    Raises:
-        InvalidInput: a value does not fit its field.
-    """
-    request = audit_pb2.AuditRequest()
-    for message, values in ((request, subject), (request.sampler, sampler), (request.budget, budget)):
-        for name, value in values.items():
-            if value is not None:
-                try:
-                    setattr(message, name, value)
-                except (ValueError, UnicodeError) as error:
-                    problem = "is not text" if isinstance(value, str) else f"is out of range: {value}"
-                    raise InvalidInput(f"{name} {problem}", reason="VALUE_INVALID", field=name) from error
-    return request
-
-
 def open_local(checkpoint: str, reference: str, device: str, dtype: str) -> Source:
     """The source of `--local`."""
     from service.local import DEMO, LocalAudits
@@ -242,7 +180,7 @@ def run(
 
     def work(request: audit_pb2.AuditRequest) -> report_pb2.Report:
         prompt = request.prompt if len(request.prompt) <= 40 else request.prompt[:39] + "…"
-        task = bars.add_task(escape(prompt), total=None, note="")
+        task = bars.add_task(prompt, total=None, note="")
 
         def tell(progress: audit_pb2.Progress) -> None:
             stage = f"{progress.stage}, {progress.queue_position} ahead" if progress.queue_position else progress.stage

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -18,6 +18,8 @@ from audit.errors import InvalidInput, NotFound
 
 #: Exit code of anything that the user can set right.
 FAILED = 2
+#: Exit code when a condition of --fail-on holds.
+TRIPPED = 3
 #: Columns of a table that goes to a file or a pipe.
 PIPE_WIDTH = 120
 
@@ -45,6 +47,26 @@ def fail(message: object, code: int = FAILED) -> NoReturn:
     """One line on stderr, and out."""
     print_error(message)
     raise typer.Exit(code)
+
+
+def leave_if_tripped(conditions: Iterable[str], values: Mapping[str, Mapping[str, float]]) -> None:
+    """Say which conditions hold, and exit with 3 where any does; with 2 where nothing was audited, whatever they say.
+
+    Args:
+        conditions: of --fail-on.
+        values: of the names in them, by what they are of.
+    """
+    from service.gate import tripped
+
+    conditions = list(conditions)
+    for name, own in values.items():
+        if conditions and own["failed"] == own["prompts"]:
+            fail(f"no condition is judged: none of the prompts could be audited ({name})")
+    held = [(condition, name) for name, own in values.items() for condition in conditions if tripped(condition, own)]
+    for condition, name in held:
+        messages().print(f"tripped: {condition} ({name})", markup=False, soft_wrap=True)
+    if held:
+        raise typer.Exit(TRIPPED)
 
 
 @contextmanager
@@ -84,6 +106,9 @@ def quiet_libraries() -> None:
         ("DIFFUSERS_VERBOSITY", "error"),
         ("GRPC_VERBOSITY", "NONE"),
         ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+        ("RAY_DEDUP_LOGS_SKIP_REGEX", "."),  # what its machines have to say about lost workers goes to stdout
+        ("RAY_IGNORE_UNHANDLED_ERRORS", "1"),
+        ("RAY_USAGE_STATS_ENABLED", "0"),
         ("TRANSFORMERS_VERBOSITY", "error"),
     ):
         os.environ.setdefault(variable, value)

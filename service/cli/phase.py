@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from audit.errors import InvalidInput
+from service.cli import options
 from service.cli.console import MARKS, messages, reading, results
 
 if TYPE_CHECKING:
@@ -54,10 +55,14 @@ def run(
         typer.Option(metavar="PATH", help="Where the data set's files are.  [default: the usual places]"),
     ] = None,
     delta_m: Annotated[
-        float | None, typer.Option(min=0.0, help="Distance to a training image up to which a sample is memorized.")
+        float | None,
+        typer.Option(
+            min=0.0, callback=options.finite, help="Distance to a training image up to which a sample is memorized."
+        ),
     ] = None,
     delta_s: Annotated[
-        float | None, typer.Option(min=0.0, help="Distance to another sample up to which a sample recurs.")
+        float | None,
+        typer.Option(min=0.0, callback=options.finite, help="Distance to another sample up to which a sample recurs."),
     ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes of one thread each.  [default: one per GPU, else per core]")

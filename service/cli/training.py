@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from audit.errors import InvalidInput, NotFound
+from service.cli import options
 from service.cli.console import messages, reading
 
 if TYPE_CHECKING:
@@ -47,7 +48,9 @@ def ladder(
     work: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Unfinished work. [default: OUT.work, removed at the end]")
     ] = None,
-    save_every: Annotated[float, typer.Option(help="Seconds of work that a kill can cost.")] = 60.0,
+    save_every: Annotated[
+        float, typer.Option(callback=options.finite, help="Seconds of work that a kill can cost.")
+    ] = 60.0,
 ) -> None:
     """Train a text-conditional latent diffusion model whose captions have 1, 2, 4 … training images each.
 

@@ -155,6 +155,7 @@ def test_reports_are_complete(auditor: Auditor, checkpoint: Checkpoint) -> None:
     assert report.reference is not None
     assert report.reference.complete
     assert report.reference.size == len(auditor.reference or ())
+    assert report.reference.embedder_digest.startswith("sha256:")
     assert report.neighbors.clip_index is not None
     near = {*report.neighbors.index.tolist(), *report.neighbors.clip_index.tolist()}
     assert report.reference.captions.keys() == report.reference.images.keys() == near

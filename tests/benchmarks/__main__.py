@@ -8,7 +8,20 @@ from pathlib import Path
 
 import service  # noqa: F401 - first of all, for the OpenMP settings that a server has
 
-NAMES = ("verdicts", "curvature", "overhead", "concurrency", "memory", "training")
+NAMES = (
+    "verdicts",
+    "curvature",
+    "overhead",
+    "concurrency",
+    "memory",
+    "training",
+    "batch",
+    "batch_memory",
+    "store",
+    "pages",
+    "kills",
+    "ray",
+)
 OUT = Path(__file__).parents[2] / "docs" / "benchmarks"
 
 

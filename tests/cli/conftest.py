@@ -5,12 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from audit.batch.local import LocalWorkers
+from audit.batch.tasks import Task
 from audit.demo import prompts
+from audit.report import Report
 from service.cli import main
 from service.config import load_settings
 from service.server import start_server
@@ -64,9 +69,16 @@ def is_one_error(result: Result, *words: str) -> bool:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[str]:
-    """HOST:PORT of a real server in this process, with the demo checkpoint and reference set."""
-    settings = load_settings(listen="127.0.0.1:0", metrics="off", demo=True, log_level="error")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """HOST:PORT of a real server in this process, with the demo checkpoint and reference set and a store of its own."""
+    with serving(f"sqlite:///{tmp_path_factory.mktemp('store')}/basin.db") as address:
+        yield address
+
+
+@contextmanager
+def serving(store: str, address: str = "127.0.0.1:0") -> Iterator[str]:
+    """HOST:PORT of a server in this process, with the demo checkpoint and reference set and this store."""
+    settings = load_settings(listen=address, metrics="off", demo=True, log_level="error", batches={"store": store})
     with start_server(settings) as running:
         assert running.wait_ready(120)
         yield running.address
@@ -90,3 +102,17 @@ def start_basin(*arguments: object) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+@pytest.fixture
+def audited(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Keys of what is audited in this process."""
+    begun: list[str] = []
+    submit = LocalWorkers.submit
+
+    def note(self: LocalWorkers, task: Task) -> Future[Report]:
+        begun.append(task.key)
+        return submit(self, task)
+
+    monkeypatch.setattr(LocalWorkers, "submit", note)
+    return begun

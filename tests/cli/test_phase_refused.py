@@ -75,8 +75,8 @@ def test_sweeps_that_cannot_be_run_are_one_line(
         assert is_refused(basin, finished, ("--config", config, "--data", data), words)
     for flags, words in (
         (("--config", valid, "--preset", "minutes"), ["--preset", "--config"]),
-        (("--config", valid, "--data", finished.data, "--delta-m", "inf"), ["delta_m", "finite"]),
-        (("--config", valid, "--data", finished.data, "--delta-s", "inf"), ["delta_s", "finite"]),
+        (("--config", valid, "--data", finished.data, "--delta-m", "inf"), ["--delta-m", "finite"]),
+        (("--config", valid, "--data", finished.data, "--delta-s", "inf"), ["--delta-s", "finite"]),
     ):
         assert is_refused(basin, finished, flags, words)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 import urllib.request
 from collections.abc import Callable
@@ -9,14 +10,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+import numpy as np
+from google.longrunning import operations_pb2_grpc
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
+from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from audit.v1 import (
     audit_pb2,
     audit_pb2_grpc,
+    batch_pb2_grpc,
     checkpoint_pb2_grpc,
     info_pb2_grpc,
     reference_pb2_grpc,
@@ -34,8 +39,11 @@ class Client:
     """Stubs of a server's services, and its metrics."""
 
     def __init__(self, address: str, metrics_address: str = "") -> None:
+        self.address = address
         self.channel = grpc.insecure_channel(address, options=(("grpc.max_receive_message_length", -1),))
         self.audits = audit_pb2_grpc.AuditServiceStub(self.channel)
+        self.batches = batch_pb2_grpc.BatchServiceStub(self.channel)
+        self.operations = operations_pb2_grpc.OperationsStub(self.channel)
         self.checkpoints = checkpoint_pb2_grpc.CheckpointServiceStub(self.channel)
         self.references = reference_pb2_grpc.ReferenceServiceStub(self.channel)
         self.info = info_pb2_grpc.InfoServiceStub(self.channel)
@@ -107,6 +115,11 @@ def eventually(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < end, "it never came to hold"
         time.sleep(0.02)
+
+
+def pixels(image: report_pb2.Image) -> np.ndarray:
+    """A picture's pixels, signed."""
+    return np.asarray(Image.open(io.BytesIO(image.png), formats=["PNG"])).astype(int)
 
 
 def unhurried(report: report_pb2.Report) -> report_pb2.Report:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import numpy as np
 import pytest
-from PIL import Image
 
 from audit.auditor import Auditor, Budget
 from audit.demo import CHECKPOINT, REFERENCE, calibration
@@ -17,7 +15,7 @@ from audit.evidence.curvature import CurvatureSettings
 from audit.model.loading import load_checkpoint
 from audit.reference.reference_set import ReferenceSet
 from audit.v1 import audit_pb2, checkpoint_pb2, report_pb2
-from tests.service.helpers import LONG, Client, endless, eventually, failure, small, unhurried, until_sampling
+from tests.service.helpers import LONG, Client, endless, eventually, failure, pixels, small, unhurried, until_sampling
 
 
 def test_report_says_what_the_auditor_finds_in_process(client: Client, prompts: list[str]) -> None:
@@ -47,6 +45,8 @@ def test_report_says_what_the_auditor_finds_in_process(client: Client, prompts: 
     assert report.cost.evaluations == own.cost.evaluations
     assert report.subject.checkpoint == report.subject.reference == "demo"
     assert report.subject.reference_complete
+    assert own.reference is not None
+    assert report.subject.embedder_digest == own.reference.embedder_digest
     assert report.subject.sampler.scheduler == own.scheduler_class
     assert report.subject.calibration.digest == calibration().digest
     assert report.provenance.libraries["torch"]
@@ -84,9 +84,9 @@ def test_other_seeds_give_other_samples(client: Client, prompts: list[str]) -> N
     one = client.audit(small(prompts[0], include_images=True))
     other = client.audit(small(prompts[0], include_images=True, budget=audit_pb2.BudgetOptions(first_seed=1)))
     assert [sample.seed for sample in other.samples] == [1, 2]
-    shared = [_pixels(one.samples[1].image), _pixels(other.samples[0].image)]
+    shared = [pixels(one.samples[1].image), pixels(other.samples[0].image)]
     assert np.abs(shared[0] - shared[1]).max() <= 1
-    assert np.abs(_pixels(one.samples[0].image) - _pixels(other.samples[1].image)).max() > 1
+    assert np.abs(pixels(one.samples[0].image) - pixels(other.samples[1].image)).max() > 1
 
 
 def test_images_come_when_asked_for(client: Client, prompts: list[str]) -> None:
@@ -96,8 +96,8 @@ def test_images_come_when_asked_for(client: Client, prompts: list[str]) -> None:
     sampler = audit_pb2.SamplerOptions(height=64, width=32)
     report = client.audit(small(prompts[0], reference="demo", include_images=True, sampler=sampler))
     for sample in report.samples:
-        assert _pixels(sample.image).shape[:2] == (sample.image.height, sample.image.width) == (64, 32)
-        assert _pixels(sample.nearest_reference.image).shape[:2] == (32, 32)
+        assert pixels(sample.image).shape[:2] == (sample.image.height, sample.image.width) == (64, 32)
+        assert pixels(sample.nearest_reference.image).shape[:2] == (32, 32)
     assert report.stability.modes[0].nearest_reference.HasField("image")
 
 
@@ -186,7 +186,3 @@ def test_deadline_stops_the_work(client: Client, prompts: list[str]) -> None:
     assert failure(lambda: client.audit(endless(prompts[0]), timeout=2)).code is grpc.StatusCode.DEADLINE_EXCEEDED
     eventually(lambda: client.metric("basin_audits_total", code="DEADLINE_EXCEEDED") == before + 1)
     eventually(lambda: client.metric("basin_audits_in_flight") == 0)
-
-
-def _pixels(image: report_pb2.Image) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(image.png), formats=["PNG"])).astype(int)

@@ -9,6 +9,7 @@ import pytest
 
 from audit import demo
 from service.config import ConfigError, Settings, load_settings
+from service.store.retention import Retention
 
 
 @pytest.fixture
@@ -29,6 +30,14 @@ def test_defaults_serve_the_demo() -> None:
     assert settings.metrics.startswith("127.0.0.1:")
     assert settings.all_checkpoints["demo"].folder == demo.CHECKPOINT
     assert settings.all_references == {"demo": demo.REFERENCE}
+
+
+def test_the_store_is_in_the_users_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless it is said where."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert load_settings().batches.store_url == f"sqlite:///{tmp_path}/basin/basin.db"
+    monkeypatch.setenv("BASIN_BATCHES__STORE", "postgresql://host/name")
+    assert load_settings(batches={"lanes": 2}).batches.store_url == "postgresql://host/name"
 
 
 def test_flags_over_environment_over_file(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,6 +65,17 @@ def test_variables_of_kubernetes_are_no_settings(monkeypatch: pytest.MonkeyPatch
     assert load_settings().model_dump() == Settings().model_dump()
 
 
+def test_retention(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Days, for ever unless said; null is for ever, too."""
+    assert load_settings().retention == Retention(prompts=None, samples=None, results=None)
+    file = write("retention: {prompts: 30, samples: 0.5, results: null}\n")
+    monkeypatch.setenv("BASIN_RETENTION__SAMPLES", "7")
+    assert load_settings(file).retention == Retention(prompts=30, samples=7)
+    for text, message in (("{prompts: -1}", "retention.prompts"), ("{pictures: 1}", "no setting retention.pictures")):
+        with pytest.raises(ConfigError, match=message):
+            load_settings(write(f"retention: {text}\n"))
+
+
 def test_checkpoints(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint is a folder or a whole entry; naming one leaves the demo out unless it is asked for."""
     file = write("checkpoints:\n  a: /models/a\n  b: {folder: /models/b, dtype: float16, preload: false}\n")
@@ -66,6 +86,15 @@ def test_checkpoints(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.all_checkpoints["b"].dtype == "float16"
     assert not settings.all_references
     assert sorted(load_settings(file, demo=True).all_checkpoints) == ["a", "b", "c", "demo"]
+
+
+def test_prompt_sets(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files by name; the variable of imported sets' folder is no setting."""
+    monkeypatch.setenv("BASIN_PROMPTS_FOLDER", "/somewhere")
+    assert load_settings().prompts == {}
+    monkeypatch.setenv("BASIN_PROMPTS__B", "/prompts/b.csv")
+    settings = load_settings(write("prompts: {a: /prompts/a.txt}"))
+    assert settings.prompts == {"a": Path("/prompts/a.txt"), "b": Path("/prompts/b.csv")}
 
 
 @pytest.mark.parametrize("off", ["metrics: off", "metrics: 'off'", "metrics: ''", "metrics: false"])
@@ -88,9 +117,13 @@ def test_metrics_off(write: Any, off: str) -> None:
         ("checkpoints: {a: {folder: /x, dtype: int4}}", "checkpoints.a.dtype: "),
         ("checkpoints: {a: {}}", "checkpoints.a.folder: "),
         ("checkpoints: {demo: /x}\ndemo: true", "the name 'demo' belongs to the shipped checkpoint"),
+        ("prompts: {a b: /x}", "'a b' must be"),
+        ("prompts: {ordinary: /x}", "the name 'ordinary' belongs to a shipped prompt set"),
         ("demo: false", "there is no checkpoint to serve"),
         ("budget: {seeds: 1}", "budget.seeds: "),
         ("limits: {seeds: 4}", "limits.seeds only 4"),
+        ("batches: {lease_seconds: 0}", "batches.lease_seconds: "),
+        ("batches: {colour: 1}", "there is no setting batches.colour"),
         ("- a list", "must hold settings by name"),
         ("a: [", "is not valid YAML (line 1)"),
         ("a: \0", "is not valid YAML"),

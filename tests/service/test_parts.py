@@ -12,14 +12,23 @@ from google.rpc import error_details_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audit.errors import AuditError, BrokenCheckpoint, BrokenReference, InvalidInput, NotFound, Stopped
+from audit.errors import AuditError, BrokenCheckpoint, BrokenPrompts, BrokenReference, InvalidInput, NotFound, Stopped
 from audit.v1 import audit_pb2, report_pb2
 from service import answers
 from service.answers import Answers, fingerprint_of
 from service.line import Line, Ticket
 from service.log import fingerprint, make_logger
-from service.paging import page
-from service.status import NotLoaded, NotReady, QueueFull, ShuttingDown, code_of, to_status, within
+from service.status import (
+    NotEnded,
+    NotLoaded,
+    NotReady,
+    QueueFull,
+    ShuttingDown,
+    StoreDown,
+    code_of,
+    to_status,
+    within,
+)
 
 
 async def test_line_is_first_come_first_served() -> None:
@@ -68,19 +77,6 @@ def test_line_never_loses_a_place(steps: list[int]) -> None:
     asyncio.run(play())
 
 
-@given(st.lists(st.text(min_size=1, max_size=5), unique=True, max_size=30), st.integers(0, 40))
-def test_pages_hold_everything_once(names: list[str], size: int) -> None:
-    """Following the tokens gives every name once and in order."""
-    names.sort()
-    seen, token = [], ""
-    while True:
-        found, token = page(names, size, token)
-        seen += found
-        if not token:
-            break
-    assert seen == names
-
-
 def test_answers_are_forgotten_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers are bounded in number and in bytes; jobs at work are never forgotten."""
     known: Answers[object] = Answers()
@@ -127,7 +123,10 @@ def test_fingerprints_tell_requests_apart() -> None:
         (NotFound("m", reason="R"), grpc.StatusCode.NOT_FOUND),
         (BrokenCheckpoint("m", reason="R"), grpc.StatusCode.FAILED_PRECONDITION),
         (BrokenReference("m", reason="R"), grpc.StatusCode.FAILED_PRECONDITION),
+        (BrokenPrompts("m", reason="R"), grpc.StatusCode.FAILED_PRECONDITION),
         (NotLoaded("m", reason="R"), grpc.StatusCode.FAILED_PRECONDITION),
+        (NotEnded("m", reason="R"), grpc.StatusCode.FAILED_PRECONDITION),
+        (StoreDown(), grpc.StatusCode.UNAVAILABLE),
         (QueueFull("m", reason="R", retry_seconds=1), grpc.StatusCode.RESOURCE_EXHAUSTED),
         (NotReady("m", reason="R", retry_seconds=1), grpc.StatusCode.UNAVAILABLE),
         (ShuttingDown(), grpc.StatusCode.UNAVAILABLE),

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -31,6 +28,7 @@ from tests.service.helpers import (
     small,
     until_sampling,
 )
+from tests.service.processes import Process
 
 
 def test_info(client: Client) -> None:
@@ -116,68 +114,6 @@ def test_stop_without_grace(prompts: list[str]) -> None:
             stopped = failure_of(ended.value)
             assert (stopped.code, stopped.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
             assert stopped.retry_seconds
-
-
-class Process:
-    """`serve` in a process of its own."""
-
-    def __init__(self, **settings: Any) -> None:
-        code = (
-            "import asyncio, json, sys; from service.config import load_settings; from service.server import serve; "
-            "asyncio.run(serve(load_settings(**json.loads(sys.argv[1]))))"
-        )
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", code, json.dumps({"listen": "127.0.0.1:0", "metrics": "127.0.0.1:0", **settings})],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.log: list[dict[str, Any]] = []
-        self._said = threading.Condition()
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self._process.stderr is not None
-        with self._process.stderr as lines:
-            for line in lines:
-                with self._said:
-                    # Libraries may write lines of their own.
-                    self.log.append(json.loads(line) if line.startswith("{") else {"event": line})
-                    self._said.notify_all()
-
-    def says(self, event: str) -> dict[str, Any]:
-        """Wait for a line of the log."""
-        with self._said:
-            assert self._said.wait_for(lambda: any(line["event"] == event for line in self.log), 2 * LONG), self.log
-            return next(line for line in self.log if line["event"] == event)
-
-    def signal(self, number: int = signal.SIGTERM) -> None:
-        """Ask it to end."""
-        self._process.send_signal(number)
-
-    def ends(self) -> int:
-        """Its exit code."""
-        return self._process.wait(LONG)
-
-    def kill(self) -> None:
-        """End it for sure."""
-        self._process.kill()
-        self._process.wait()
-        self._reader.join()
-
-
-@pytest.fixture
-def spawn() -> Iterator[Callable[..., Process]]:
-    """Start servers in processes of their own."""
-    processes: list[Process] = []
-
-    def start(**settings: Any) -> Process:
-        processes.append(Process(**settings))
-        return processes[-1]
-
-    yield start
-    for process in processes:
-        process.kill()
 
 
 def test_sigterm_drains(spawn: Callable[..., Process], prompts: list[str]) -> None:

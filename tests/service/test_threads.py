@@ -9,7 +9,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from service.threads import Devices, lone_threads
+from service.threads import Devices, alone, lone_threads
 
 
 def test_a_device_has_one_thread() -> None:
@@ -39,16 +39,32 @@ def test_errors_reach_the_caller() -> None:
     devices.close()
 
 
+def teams() -> set[int]:
+    """Threads that this one computes with."""
+    torch.ones(1000, 1000).sin().sum()
+    pools = {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "openmp"}
+    return pools | {torch.get_num_threads()}
+
+
 def test_lone_threads_have_no_team() -> None:
     """OpenMP gives them one thread, also after torch has been asked, and leaves the other threads theirs."""
-    before = torch.get_num_threads()
+    with ThreadPoolExecutor(1) as ordinary, lone_threads(2, "test") as lone:
+        ordinary.submit(torch.set_num_threads, 2).result()
+        assert ordinary.submit(torch.get_num_threads).result() == 2
+        assert lone.submit(teams).result() == {1}
+        assert ordinary.submit(torch.get_num_threads).result() == 2
 
-    def teams() -> set[int]:
-        torch.ones(1000, 1000).sin().sum()
-        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "openmp"} | {
-            torch.get_num_threads()
-        }
 
-    with lone_threads(2, "test") as threads:
-        assert threads.submit(teams).result() == {1}
-    assert torch.get_num_threads() == before
+def test_a_thread_is_alone_for_a_while() -> None:
+    """It has its team again afterwards, and the others have theirs meanwhile."""
+
+    def check() -> None:
+        torch.set_num_threads(2)
+        with alone():
+            assert teams() == {1}
+            assert other.submit(torch.get_num_threads).result() == 2
+        assert torch.get_num_threads() == 2
+
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        other.submit(torch.set_num_threads, 2).result()
+        one.submit(check).result()

@@ -96,6 +96,7 @@ def test_report_without_reference_or_curvature(report: Report) -> None:
     message = wire.report_to_proto(replace(report, reference=None, neighbors=None, curvature=(), images=None))
     assert not message.curvature
     assert not message.subject.reference
+    assert not message.subject.embedder_digest
     for sample in message.samples:
         assert not sample.HasField("nearest_reference")
         assert not sample.HasField("nearest_clip")

@@ -23,6 +23,11 @@ for package in (audit, service):
     assert folder.is_relative_to(sys.prefix), f"{folder} is not in {sys.prefix}"
     assert (folder / "py.typed").exists(), f"{folder} lacks py.typed"
 assert (Path(audit.__file__).parent / "phase" / "page.html.j2").exists(), "the page's template is missing"
+for name in (
+    "pages/page.html.j2", "pages/report.html.j2", "pages/comparison.html.j2", "pages/table.js", "ordinary_prompts.txt",
+    "store/migrations/env.py",
+):
+    assert (Path(service.__file__).parent / name).exists(), f"{name} is missing"
 PY
 
 prompt=$("$bin/python" -c 'from audit.demo import prompts; print(prompts()[0])')

@@ -37,7 +37,8 @@ class UNetDenoiser(Denoiser):
 def load(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> Checkpoint:
     """Load the folder of a `StableDiffusionPipeline`; see `audit.model.loading.load_checkpoint`."""
     parts = {part: folder / part for part in ("unet", "vae", "text_encoder")}
-    files = [file for part in parts.values() for file in (*weight_files(part), part / "config.json")]
+    networks_files = {name: [*weight_files(part), part / "config.json"] for name, part in parts.items()}
+    files = [file for part in networks_files.values() for file in part]
     scheduler_config = read_json(folder / "scheduler" / "scheduler_config.json")
     files.append(folder / "scheduler" / "scheduler_config.json")
     if not (folder / "tokenizer").is_dir():
@@ -103,6 +104,7 @@ def load(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> C
     return Checkpoint(
         name=name,
         digest=digest_files(files, folder),
+        autoencoder=digest_files(networks_files["vae"], folder),
         family="StableDiffusionPipeline",
         denoiser=UNetDenoiser(unet, Schedule.from_alphas_cumprod(scheduler.alphas_cumprod), prediction_type),
         scheduler_config={"_class_name": scheduler.__class__.__name__, **dict(scheduler.config)},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -68,19 +70,41 @@ def test_the_same_neighbours_however_many_are_asked(checkpoint: Checkpoint, smal
         assert found.distance[0] == pytest.approx(whole.distance[row], abs=1e-3)
 
 
-def test_memory_of_reconstructions_is_bounded(
-    checkpoint: Checkpoint, small: ReferenceSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The oldest are forgotten beyond the bound, and are made again when they are needed."""
-    monkeypatch.setattr(module, "REMEMBERED_BYTES", 10 * 4 * 32 * 32)
-    finder = NeighborFinder(small, checkpoint)
-    first = finder.reconstruct([0, 1, 2])
-    for start in range(0, 50, 5):
-        finder.reconstruct(list(range(start, start + 5)))
-    assert len(finder._remembered) <= 10
-    torch.testing.assert_close(finder.reconstruct([2, 0, 1]), first[[2, 0, 1]], rtol=0, atol=1e-4)
-    repeated = finder.reconstruct([4, 4, 4])
-    assert torch.equal(repeated[0], repeated[2])
+def test_reconstructions_make_do_with_little_memory(checkpoint: Checkpoint, small: ReferenceSet) -> None:
+    """Where a device cannot take them all at once, fewer at a time give the same."""
+    expected, sizes = NeighborFinder(small, checkpoint).reconstruct(list(range(20))), []
+
+    def crowded(images: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(images))
+        if len(images) > 6:
+            raise torch.OutOfMemoryError("no room")
+        return checkpoint.encode(images)
+
+    found = NeighborFinder(small, replace(checkpoint, encode=crowded, autoencoder="new")).reconstruct(list(range(20)))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert sizes == [20, 10, 5, 5, 10, 5, 5]
+
+
+def test_nothing_is_reconstructed_twice(checkpoint: Checkpoint, small: ReferenceSet) -> None:
+    """Neither in this run nor in the next, for as long as autoencoder, precision and images are the same."""
+
+    def never(images: torch.Tensor) -> torch.Tensor:
+        raise AssertionError
+
+    first = NeighborFinder(small, checkpoint).reconstruct([4, 9, 4])
+    assert torch.equal(first[0], first[2])
+    next_release = replace(checkpoint, encode=never, digest="sha256:another")
+    again = NeighborFinder(small, next_release).reconstruct([9, 4])
+    assert torch.equal(again, first[[1, 0]])
+    cut = ReferenceSet("cut", small.images[1:], [""] * 49, complete=True)
+    for reference, other in (
+        (small, replace(next_release, autoencoder="sha256:another")),
+        (small, replace(next_release, dtype=torch.bfloat16)),
+        (small, replace(next_release, defaults=replace(checkpoint.defaults, height=64))),
+        (cut, next_release),
+    ):
+        with pytest.raises(AssertionError):
+            NeighborFinder(reference, other).reconstruct([4])
 
 
 def test_references_of_other_sizes_and_colours_are_compared(checkpoint: Checkpoint) -> None:

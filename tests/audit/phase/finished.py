@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -112,28 +113,42 @@ class Finished:
         return to
 
 
+def shared_folder(factory: pytest.TempPathFactory) -> Path:
+    """Where all processes of a session keep what takes long to make."""
+    own = factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "phase"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 @cache
 def finished_run(base: Path) -> Finished:
     """Run `SWEEP` from the command line, below a folder; every test of a session gets the same run."""
-    folder, config = base / "run", base / "tiny.json"
-    data = save_images(base / "data", small_images(12, 8))
-    config.write_text(json.dumps(SWEEP))
-    RunFolder(folder).claim(Sweep.model_validate(SWEEP), load_data("folder", data).images)
-    _measure_circle_and_ladder(folder)
-    unfinished = Finished(folder, config, data, "", "")
-    with started(*unfinished.command, "--out", folder) as process:
-        out, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, err
-    return Finished(folder, config, data, out, err)
+    folder, config, data, said = base / "run", base / "tiny.json", base / "data", base / "said.json"
+    with FileLock(base / "finished.lock"):
+        if not said.exists():
+            save_images(data, small_images(12, 8))
+            config.write_text(json.dumps(SWEEP))
+            RunFolder(folder).claim(Sweep.model_validate(SWEEP), load_data("folder", data).images)
+            _measure_circle_and_ladder(folder)
+            unfinished = Finished(folder, config, data, "", "")
+            with started(*unfinished.command, "--out", folder) as process:
+                out, err = process.communicate(timeout=PATIENCE)
+            assert process.returncode == 0, err
+            said.write_text(json.dumps([out, err]))
+    return Finished(folder, config, data, *json.loads(said.read_text()))
 
 
 @cache
 def latent_story(base: Path) -> Story:
     """Run `LATENT` on colour images in an archive, by a call of the library."""
-    images = small_images(12, 16, channels=3)
-    folder = finished_run(base).claim(base / "latent", LATENT, images)
-    np.savez(base / "images.npz", images=images)
-    return run_phase(LATENT, folder, source=base / "images.npz", devices=["cpu"])
+    folder, archive = base / "latent", base / "images.npz"
+    with FileLock(base / "latent.lock"):
+        if not archive.exists():
+            images = small_images(12, 16, channels=3)
+            finished_run(base).claim(folder, LATENT, images)
+            np.savez(archive, images=images)
+        return run_phase(LATENT, folder, source=archive, devices=["cpu"])
 
 
 def _measure_circle_and_ladder(folder: Path) -> None:

@@ -1,0 +1,1 @@
+"""Many audits: what is to be done, by whom, and what counts as found."""

@@ -1,0 +1,128 @@
+"""Flags that several commands share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from audit.errors import InvalidInput
+from audit.v1 import audit_pb2
+from service.pictures import Pictures
+
+DEFAULT_SERVER = "localhost:50051"
+SAMPLER = "Sampler"
+BUDGET = "Budget"
+RAY = "Ray"
+
+
+def finite(option: typer.CallbackParam, value: float | None) -> float | None:
+    """The callback of every option that takes a float: to click, NaN is in every range.
+
+    Raises:
+        InvalidInput: it is infinite, or no number.
+    """
+    if value is not None and not math.isfinite(value):
+        name = option.name or ""
+        raise InvalidInput(f"{option.opts[0]} must be finite, not {value}", reason="VALUE_INVALID", field=name)
+    return value
+
+
+Scheduler = Annotated[
+    str, typer.Option(rich_help_panel=SAMPLER, help="ddim, ddpm, euler, euler-ancestral, dpm++2m, unipc or pndm.")
+]
+Steps = Annotated[int | None, typer.Option(rich_help_panel=SAMPLER, help="Denoiser steps per image.")]
+Guidance = Annotated[
+    float | None,
+    typer.Option(rich_help_panel=SAMPLER, callback=finite, help="Weight of classifier-free guidance; 1 is none."),
+]
+NegativePrompt = Annotated[
+    str, typer.Option(rich_help_panel=SAMPLER, help="Conditions the other branch of the guidance.")
+]
+Size = Annotated[str, typer.Option(rich_help_panel=SAMPLER, metavar="N|HxW", help="Of the images, in pixels.")]
+Eta = Annotated[float | None, typer.Option(rich_help_panel=SAMPLER, callback=finite, help="Stochasticity of DDIM.")]
+Seed = Annotated[int | None, typer.Option(rich_help_panel=BUDGET, help="The first of the consecutive noise seeds.")]
+Seeds = Annotated[int | None, typer.Option(rich_help_panel=BUDGET, help="Noise seeds drawn per prompt.")]
+DefinitionSamples = Annotated[
+    int | None, typer.Option(rich_help_panel=BUDGET, help="Fractions are those expected among so many samples.")
+]
+FailOn = Annotated[
+    list[str] | None,
+    typer.Option(metavar="CONDITION", help="Exit with 3 if it holds, such as 'failed > 0'; repeat it."),
+]
+FalseDiscoveries = Annotated[
+    float,
+    typer.Option(
+        metavar="RATE", min=0.0, max=1.0, callback=finite, help="Expected share of errors among the prompts found."
+    ),
+]
+Store = Annotated[str, typer.Option(metavar="URL", help="Database of results, when it takes a password or was moved.")]
+Curvature = Annotated[str, typer.Option(rich_help_panel=BUDGET, help="lanczos, dense or off.")]
+
+Runner = Annotated[
+    str, typer.Option(rich_help_panel=RAY, metavar="local|ray", help="Who audits: this process, or a Ray cluster.")
+]
+RayAddress = Annotated[
+    str, typer.Option(rich_help_panel=RAY, metavar="HOST:PORT", help="The cluster's head; auto for this machine's.")
+]
+RayWorkers = Annotated[
+    int, typer.Option(rich_help_panel=RAY, min=0, help="Processes with a checkpoint each; 0 for all there is room for.")
+]
+RayCpus = Annotated[float, typer.Option(rich_help_panel=RAY, min=0.1, callback=finite, help="CPUs of each worker.")]
+RayGpus = Annotated[
+    float, typer.Option(rich_help_panel=RAY, min=0, callback=finite, help="GPUs of each worker, such as 0.5.")
+]
+
+PicturesKept = Annotated[Pictures, typer.Option(help="Which results keep their images.")]
+
+
+class Format(StrEnum):
+    """What `--format` may be."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+def requested(flags: Mapping[str, Any], **subject: Any) -> audit_pb2.AuditRequest:
+    """The sampler and the budget that the flags above ask for, in a request about a subject.
+
+    Args:
+        flags: values by the names of a command's parameters; None means not given.
+        subject: other fields of the request.
+
+    Raises:
+        InvalidInput: a value does not fit its field.
+    """
+    sides = parse_size(flags["size"])
+    request = audit_pb2.AuditRequest()
+    sampler = {name: flags[name] for name in ("scheduler", "steps", "guidance", "negative_prompt", "eta")}
+    sampler |= {"height": sides and sides[0], "width": sides and sides[1]}
+    budget = {name: flags[name] for name in ("seeds", "definition_samples", "curvature")}
+    for message, values in (
+        (request, subject), (request.sampler, sampler), (request.budget, budget | {"first_seed": flags["seed"]}),
+    ):  # fmt: skip
+        for name, value in values.items():
+            if value is not None:
+                try:
+                    setattr(message, name, value)
+                except (ValueError, UnicodeError) as error:
+                    problem = "is not text" if isinstance(value, str) else f"is out of range: {value}"
+                    raise InvalidInput(f"{name} {problem}", reason="VALUE_INVALID", field=name) from error
+    return request
+
+
+def parse_size(size: str) -> tuple[int, int] | None:
+    """Height and width of "N" or "HxW"; None of "".
+
+    Raises:
+        InvalidInput: it is neither.
+    """
+    if not size:
+        return None
+    sides = size.lower().replace("×", "x").split("x")
+    if len(sides) > 2 or not all(side.isascii() and side.isdigit() for side in sides):
+        raise InvalidInput(f"size must be N or HxW, not {size!r}", reason="SIZE_INVALID", field="size")
+    return int(sides[0]), int(sides[-1])

@@ -1,0 +1,108 @@
+"""Whether a server can do what it is asked for, found out without touching a device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from audit.auditor import Auditor, Budget
+from audit.errors import InvalidInput
+from audit.model.sampling import SamplerSettings
+from audit.v1 import audit_pb2
+from service import wire
+from service.checkpoints import CheckpointRegistry
+from service.config import Settings
+from service.references import ReferenceRegistry
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an audit of any prompt takes: every setting filled in, within the server's limits."""
+
+    auditor: Auditor
+    sampler: SamplerSettings
+    budget: Budget
+    evaluations: int
+
+
+class Planner:
+    """Checks requests.
+
+    Args:
+        settings: of the server.
+        checkpoints: of the server.
+        references: of the server.
+    """
+
+    def __init__(self, settings: Settings, checkpoints: CheckpointRegistry, references: ReferenceRegistry) -> None:
+        self._limits = settings.limits
+        self._defaults = settings.budget.budget()
+        self._checkpoints = checkpoints
+        self._references = references
+
+    def checkpoint(self, id_: str, field: str = "checkpoint") -> str:
+        """The id that a request means, registered or not.
+
+        Raises:
+            InvalidInput: it had to name one and did not.
+        """
+        if checkpoint := self.checkpoint_if_one(id_):
+            return checkpoint
+        raise InvalidInput(
+            f"name one of the server's {len(self._checkpoints.ids)} checkpoints",
+            reason="CHECKPOINT_REQUIRED",
+            field=field,
+        )
+
+    def checkpoint_if_one(self, id_: str) -> str:
+        """As `checkpoint`, and "" where a request had to name one and did not."""
+        ids = self._checkpoints.ids
+        return id_ or (ids[0] if len(ids) == 1 else "")
+
+    def check_prompt(self, prompt: str, field: str = "prompt") -> None:
+        """Raises InvalidInput for a prompt that is empty or too long; the tokenizer has its say when an audit runs."""
+        if not prompt.strip():
+            raise InvalidInput("the prompt is empty", reason="PROMPT_EMPTY", field=field)
+        self._check_length(prompt, field)
+
+    def plan(
+        self,
+        checkpoint: str,
+        reference: str,
+        sampler: audit_pb2.SamplerOptions,
+        budget: audit_pb2.BudgetOptions,
+    ) -> Plan:
+        """What audits with a checkpoint take.
+
+        Args:
+            checkpoint: id of a registered one.
+            reference: name of a registered set; "" for none.
+            sampler: on top of the checkpoint's own.
+            budget: on top of the server's own.
+
+        Raises:
+            InvalidInput, NotFound, BrokenReference, NotLoaded, NotReady: the request cannot be served.
+        """
+        limits = self._limits
+        self._check_length(sampler.negative_prompt, "sampler.negative_prompt")
+        with self._checkpoints.use(checkpoint) as loaded:
+            auditor = loaded.auditor(self._references.get(reference) if reference else None)
+            settings = auditor.resolve_sampler(**wire.sampler_overrides(sampler))
+            spent = wire.budget(budget, self._defaults)
+            _bound("budget.seeds", "SEEDS_OUT_OF_RANGE", spent.seeds, limits.seeds, "seeds")
+            _bound("sampler.steps", "STEPS_OUT_OF_RANGE", settings.steps, limits.steps, "steps")
+            for side in ("height", "width"):
+                pixels = getattr(settings, side)
+                _bound(f"sampler.{side}", "SIZE_OUT_OF_RANGE", pixels, limits.image_side, f"pixels of {side}")
+            total = spent.seeds * settings.height * settings.width
+            _bound("budget.seeds", "PIXELS_OVER_LIMIT", total, limits.pixels, "pixels over all samples")
+            evaluations = auditor.planned_evaluations(settings, spent)
+            _bound("budget", "EVALUATIONS_OVER_LIMIT", evaluations, limits.evaluations, "denoiser evaluations")
+        return Plan(auditor, settings, spent, evaluations)
+
+    def _check_length(self, text: str, field: str) -> None:
+        _bound(field, "PROMPT_TOO_LONG", len(text), self._limits.prompt_characters, "characters")
+
+
+def _bound(field: str, reason: str, value: int, most: int, what: str) -> None:
+    if value > most:
+        raise InvalidInput(f"{value} {what}, this server allows {most}", reason=reason, field=field)

@@ -1,0 +1,1 @@
+"""Batches, what they consist of, and every result: in SQLite or PostgreSQL."""

@@ -1,0 +1,219 @@
+"""Thirty random kills in one batch: of the server, its database, workers in a Ray cluster, and nodes of that."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import psycopg
+
+from audit.v1 import audit_pb2, batch_pb2
+from service.batch_wire import concluded_of
+from service.client import BasinClient, ServiceError
+from service.local_batch import LocalBatch
+from service.results import Concluded
+from tests.benchmarks.batch import captions, wanted
+from tests.benchmarks.common import BENCHMARK_SEED, markdown
+from tests.service.postgres import Postgres, running_postgres
+
+PROMPTS = 300
+KILLS = 30
+#: Short, but not all over before the last kill.
+HOW = {"sampler": {"steps": 8, "guidance": 1.0}, "budget": {"seeds": 8, "curvature": "off"}}
+#: Seconds between two kills.
+PAUSE = (2.0, 8.0)
+LONGEST = 3600
+ROOT = Path(__file__).parents[2]
+
+_T = TypeVar("_T")
+
+
+def run() -> str:
+    """The table, as Markdown."""
+    prompts = captions(PROMPTS)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        work = LocalBatch(wanted(folder, prompts, BENCHMARK_SEED, HOW), folder / "run")
+        work.run()
+        undisturbed = {one.row.entry.prompt: one for own in work.conclude().values() for one in own}
+        work.close()
+        with cluster_of([1, 1]) as cluster, running_postgres() as database:
+            url = database.create()
+            found, killed, again, begun = _disturbed(prompts, cluster, database, url)
+    pairs = [(one, found[prompt]) for prompt, one in undisturbed.items() if prompt in found]
+    same = sum(_said(one) == _said(other) for one, other in pairs)
+    furthest = max(
+        abs(ours - theirs)
+        for one, other in pairs
+        for before, after in ((one.row.first, other.row.first), (one.row.second, other.row.second))
+        if before is not None and after is not None
+        for ours, theirs in zip(before.probabilities, after.probabilities, strict=True)
+    )
+    rows = [[kind, str(killed[kind])] for kind in ("server", "database", "worker", "node")]
+    return f"""# Kills
+
+`python -m tests.benchmarks kills`: a batch of {PROMPTS} short items (8 seeds, 8 steps, no curvature) over gRPC, done by
+a Ray cluster of two nodes, kept in PostgreSQL. {killed.total()} random kills (SIGKILL; a node with its processes)
+before its end, {PAUSE[0]:g} to {PAUSE[1]:g} seconds apart; what was killed is started again.
+
+{markdown(["killed", "times"], rows)}
+
+Items lost: {PROMPTS - len(found)}. Finished audits that were begun again: {again}, of {begun}. Items whose outcome and
+verdicts are those of an undisturbed run in one process: {same} of {PROMPTS}; largest difference of a probability
+{furthest:.1e}.
+"""
+
+
+class _Server:
+    """`basin serve`, to be killed."""
+
+    def __init__(self, url: str, ray: str) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        self._environment = {
+            **os.environ, "BASIN_BATCHES__STORE": url, "BASIN_BATCHES__RUNNER": "ray",
+            "BASIN_BATCHES__RAY__ADDRESS": ray,
+            "BASIN_BATCHES__LEASE_SECONDS": "5",
+        }  # fmt: skip
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "service.cli", "serve", "--listen", self.address, "--metrics", "off"]
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, env=self._environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@contextmanager
+def cluster_of(cpus: Sequence[int]) -> Iterator[Any]:
+    """A Ray cluster on this machine: a head that does no work, and nodes of so many CPUs."""
+    from ray.cluster_utils import Cluster
+
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # its sockets must have short paths
+    os.environ |= {
+        "RAY_TMPDIR": folder, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT),
+    }  # fmt: skip
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        for count in cpus:
+            cluster.add_node(num_cpus=count, include_dashboard=False)
+        yield cluster
+    finally:
+        cluster.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _disturbed(
+    prompts: list[str], cluster: Any, database: Postgres, url: str
+) -> tuple[dict[str, Concluded], Counter[str], int, int]:
+    """What was found by prompt, kills by kind, finished audits that were begun again, and all of them."""
+    server, chance, killed = _Server(url, cluster.address), random.Random(30), Counter[str]()
+    client = BasinClient(server.address)
+    spec = batch_pb2.BatchSpec(reference="demo")
+    spec.sampler.MergeFrom(audit_pb2.SamplerOptions(**HOW["sampler"]))
+    spec.budget.MergeFrom(audit_pb2.BudgetOptions(first_seed=BENCHMARK_SEED, **HOW["budget"]))
+    try:
+        batch = _insist(
+            lambda: client.submit(
+                spec, [batch_pb2.BatchPrompt(prompt=prompt) for prompt in prompts], request_id="kills"
+            )
+        )
+        done, again, end = set[int](), 0, time.monotonic() + LONGEST
+        while killed.total() < KILLS and _insist(lambda: client.batch(batch)).progress.open:
+            until = time.monotonic() + chance.uniform(*PAUSE)
+            while time.monotonic() < until:
+                time.sleep(0.2)
+                now = _done(url)
+                again += len(done - now)
+                done = now
+            kind = chance.choice(("server", "database", "worker", "node"))
+            if _kill(kind, server, database, cluster, chance):
+                killed[kind] += 1
+            assert time.monotonic() < end
+        while _insist(lambda: client.batch(batch)).progress.open:
+            assert time.monotonic() < end
+            time.sleep(1)
+        now = _done(url)
+        again += len(done - now)
+        results = _insist(lambda: [concluded_of(one.result) for one in client.batch_results(batch)])
+        found = {one.row.entry.prompt: one for one in results if one.row.first is not None}
+        return found, killed, again, len(now)
+    finally:
+        server.kill()
+        client.close()
+
+
+def _said(one: Concluded) -> tuple[str, ...]:
+    """Outcome and verdicts."""
+    answers = (one.row.first, one.row.second)
+    return (str(one.outcome), *("" if answer is None else str(answer.verdict) for answer in answers))
+
+
+def _insist(call: Callable[[], _T]) -> _T:
+    """Ask a server until it answers: it may have been killed a moment ago."""
+    end = time.monotonic() + 300
+    while True:
+        try:
+            return call()
+        except ServiceError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.5)
+
+
+def _done(url: str) -> set[int]:
+    """Tasks that are done."""
+    while True:
+        with suppress(psycopg.OperationalError), psycopg.connect(url) as connection:
+            return {row[0] for row in connection.execute("SELECT id FROM tasks WHERE state = 'done'")}
+        time.sleep(0.1)
+
+
+def _add_node(cluster: Any) -> None:
+    """Add a node; Ray gives up on one that starts slowly, as they do where all processors are busy."""
+    for _ in range(5):
+        with suppress(Exception):  # Ray has no other
+            cluster.add_node(num_cpus=1, include_dashboard=False)
+            return
+    raise RuntimeError("no node starts")
+
+
+def _kill(kind: str, server: _Server, database: Postgres, cluster: Any, chance: random.Random) -> bool:
+    """Kill something and start it again; False where there is none of the kind just now."""
+    if kind == "server":
+        server.kill()
+        server.start()
+    elif kind == "database":
+        database.stop(signal.SIGKILL)
+        database.start()
+    elif kind == "node":
+        cluster.remove_node(chance.choice(list(cluster.worker_nodes)), allow_graceful=False)
+        _add_node(cluster)
+    else:
+        actors = [
+            one
+            for one in psutil.process_iter(["name", "cmdline"])
+            if "ray::_Actor" in " ".join(one.info["cmdline"] or [])
+        ]
+        if not actors:
+            return False
+        with suppress(psutil.NoSuchProcess):
+            chance.choice(actors).kill()
+    return True
