@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -13,6 +13,8 @@ from audit.batch.tasks import Subject
 from audit.errors import InvalidInput
 from audit.verdict.decision import ALGORITHM
 from service.pictures import Pictures
+from service.prompts import PromptEntry
+from service.store.records import Entry
 
 
 class BatchSettings(BaseModel):
@@ -56,6 +58,16 @@ class BatchSettings(BaseModel):
     def content(self) -> dict[str, Any]:
         """For the store."""
         return self.model_dump(mode="json")
+
+    def entries(self, prompts: Callable[[], Iterable[PromptEntry]]) -> Iterator[Entry]:
+        """The items of a batch, by checkpoint, in the order of the prompts.
+
+        Args:
+            prompts: reads them from the first one on; called for each checkpoint.
+        """
+        for name, subject in self.subjects.items():
+            for position, given in enumerate(prompts()):
+                yield Entry(name, position, given.prompt, subject.key(given.prompt), given.extra)
 
     def check(self, name: str, auditor: Auditor) -> None:
         """Whether an auditor would still audit what was asked for.

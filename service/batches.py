@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -17,7 +17,7 @@ from sqlalchemy import Engine
 from audit.batch.discovery import FALSE_DISCOVERY_RATE, Outcome
 from audit.batch.tasks import Subject
 from audit.errors import InvalidInput
-from audit.v1 import batch_pb2, report_pb2
+from audit.v1 import batch_pb2
 from service import batch_wire
 from service.batch_settings import BatchSettings
 from service.batch_work import BatchWork
@@ -33,7 +33,7 @@ from service.runners import RAY, RayOptions, find_runner
 from service.status import NotEnded, ShuttingDown, StoreDown, within
 from service.store.engine import StoreFailed, connect
 from service.store.queue import Queue
-from service.store.records import CANCELLED, DONE, PAUSED, RUNNING, Batch, Entry, Row
+from service.store.records import CANCELLED, DONE, PAUSED, RUNNING, Batch
 from service.store.retention import expire
 from service.store.store import Store
 from service.threads import lone_threads
@@ -171,8 +171,8 @@ class Batches:
                 reason="TOO_MANY_PROMPTS",
                 field="prompts",
             )
-        entries = partial(_entries, settings.subjects, prompts)
-        batch = await self._ask(lambda: self._store.create(entries(), settings.content(), request_id=request_id))
+        content, entries = settings.content(), settings.entries(lambda: prompts)
+        batch = await self._ask(lambda: self._store.create(entries, content, request_id=request_id))
         if self._work is not None:
             self._work.wake()
         return await self.describe(batch.id)
@@ -296,7 +296,9 @@ class Batches:
                 if request.follow and row.open and not ended:
                     waits = True
                     break
-                reports = await self._ask(partial(self._reports, row)) if request.include_reports else (None, None)
+                reports = (
+                    await self._ask(partial(self._store.reports, row)) if request.include_reports else (None, None)
+                )
                 outcome = outcomes[row.entry.checkpoint].get(row.entry.position) if outcomes else None
                 result = batch_wire.result_to_proto(row, outcome, reports)
                 yield batch_pb2.StreamBatchResultsResponse(result=result, cursor=write_token(*place))
@@ -354,10 +356,6 @@ class Batches:
             if not final or (found.done() and (found.cancelled() or found.exception() is not None)):
                 self._concluded.pop(batch.id, None)
 
-    def _reports(self, row: Row) -> tuple[report_pb2.Report | None, report_pb2.Report | None]:
-        first, second = (self._store.report(key) if key else None for key in (row.entry.key, row.confirmation))
-        return first, second
-
     async def _expire(self, engine: Engine) -> None:
         """Every hour, remove what has been kept long enough."""
         while any(days is not None for _, days in self._all_settings.retention):
@@ -382,9 +380,3 @@ def check_request_id(request_id: str) -> None:
             f"a request id has at most {MAX_REQUEST_ID} characters", reason="REQUEST_ID_TOO_LONG", field="request_id"
         )
     batch_wire.text_of(request_id, "request_id")
-
-
-def _entries(subjects: Mapping[str, Subject], prompts: Sequence[PromptEntry]) -> Iterator[Entry]:
-    for name, subject in subjects.items():
-        for position, given in enumerate(prompts):
-            yield Entry(name, position, given.prompt, subject.key(given.prompt), given.extra)

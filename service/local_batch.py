@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -23,12 +23,11 @@ from service.ledger import Patience, StoreLedger
 from service.local import name_of, open_checkpoint, open_reference
 from service.pictures import Pictures
 from service.prompts import read_prompts
-from service.results import Concluded, conclude_batch
 from service.run_folder import Run, claim, kept_store, writable_url, write_run
 from service.runners import Runner, Source, run_here
 from service.store.engine import connect
 from service.store.queue import Queue
-from service.store.records import DONE, PAUSED, RUNNING, Entry
+from service.store.records import DONE, PAUSED, RUNNING
 from service.store.store import Store
 from service.threads import alone
 
@@ -112,7 +111,8 @@ class LocalBatch:
                     pictures=wanted.pictures,
                     in_run_folder=True,
                 )
-                self.batch = self.store.create(self._entries(), settings.content(), request_id=run.request_id)
+                entries = settings.entries(partial(read_prompts, wanted.prompts))
+                self.batch = self.store.create(entries, settings.content(), request_id=run.request_id)
             except InvalidInput as error:
                 if error.reason != "REQUEST_ID_REUSED":
                     raise
@@ -168,10 +168,6 @@ class LocalBatch:
                 field="out",
             )
 
-    def conclude(self) -> dict[str, list[Concluded]]:
-        """What the batch says, by checkpoint, in the order of the prompts."""
-        return conclude_batch(self.store, self.batch, self.wanted.false_discoveries)
-
     def _source(self, name: str) -> Source:
         wanted = self.wanted
         return Source(
@@ -198,11 +194,6 @@ class LocalBatch:
 
     def _subject(self, folder: str) -> Subject:
         return Subject.of(self._auditor(folder), self._budget, wire.sampler_overrides(self.wanted.sampler))
-
-    def _entries(self) -> Iterator[Entry]:
-        for name, subject in self._subjects.items():
-            for position, given in enumerate(read_prompts(self.wanted.prompts)):
-                yield Entry(name, position, given.prompt, subject.key(given.prompt), given.extra)
 
 
 def _unique_names(checkpoints: tuple[str, ...]) -> dict[str, str]:

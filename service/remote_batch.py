@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from itertools import islice
 from pathlib import Path
 
 from google.protobuf.json_format import MessageToDict
@@ -14,6 +13,7 @@ from audit.errors import InvalidInput
 from audit.v1 import batch_pb2, report_pb2
 from service.batch_settings import BatchSettings
 from service.batch_wire import concluded_of, entry_of, state_of
+from service.chunks import chunks
 from service.client import BasinClient
 from service.results import Concluded, conclude_batch
 from service.run_folder import Run, claim, store_url, write_run
@@ -61,8 +61,8 @@ def fetch(
         write_run(out, run.model_copy(update={"false_discoveries": settings.false_discoveries}))
         resources = made.pop_all()
     with resources:
-        queue, results = Queue(engine), _known(client, id_, on_result)
-        while chunk := list(islice(results, CHUNK)):
+        queue = Queue(engine)
+        for chunk in chunks(_known(client, id_, on_result), CHUNK):
             queue.adopt(own.id, chunk)
         if (state := state_of(batch.progress.state)) != own.state:  # or it would come to its end again
             store.set_state(own.id, state)

@@ -112,8 +112,7 @@ class OpenedRun:
 
     def reports(self, row: Row) -> tuple[report_pb2.Report | None, report_pb2.Report | None]:
         """The first and the second audit of an item; None where there is none."""
-        first, second = (self._store.report(key) if key else None for key in (row.entry.key, row.confirmation))
-        return first, second
+        return self._store.reports(row)
 
 
 @contextmanager

@@ -129,13 +129,12 @@ def run(
         if work.stopping.is_set():
             messages().print("stopped; the same command goes on")
             raise typer.Exit(130)
-        concluded = work.conclude()
-        write_results(concluded, out)
         with messages().status("writing the report"), open_run(out, store) as opened:
+            write_results(opened.concluded, out)
             page = write_report(opened)
+            outcomes = {name: [one.outcome for one in own] for name, own in opened.concluded.items()}
     finally:
         work.close()
-    outcomes = {name: [one.outcome for one in own] for name, own in concluded.items()}
     print_outcomes({name: Counter(map(str, own)) for name, own in outcomes.items()})
     messages().print(f"The page is {page}.", markup=False, soft_wrap=True)
     leave_if_tripped(conditions, {name: gate_values(own) for name, own in outcomes.items()})

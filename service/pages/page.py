@@ -5,9 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from markupsafe import Markup
 
 from audit.palette import COLOURS, INK
 from audit.phase.folder import write_whole
+from service.chunks import chunks
 from service.pages.text import count, percent, shorten, spoken, visible
 from service.results import OPEN
 
@@ -124,7 +124,7 @@ def place_cards(cards: Iterable[str], total: int, folder: Path) -> Cards:
     if total <= MOST_INSIDE:
         return Cards(folder, list(cards), [])
     files = []
-    for part, chunk in enumerate(_chunks(cards)):
+    for part, chunk in enumerate(chunks(cards, CHUNK)):
         content = f"window.basinCards = {_script_json(chunk)};\n"
         # Named by what is in it: no page ever opens a card of another, though it was opened long ago or never replaced.
         files.append(f"{part:03}-{hashlib.sha256(content.encode()).hexdigest()[:12]}.js")
@@ -198,12 +198,6 @@ def mark(name: str) -> Markup:
     """A key of `MARKS` in its shape and colour."""
     shown = Markup('<span class="mark of-{}"><i aria-hidden="true">{}</i> {}</span>')
     return shown.format(name, MARKS[name][0], spoken(name))
-
-
-def _chunks(cards: Iterable[str]) -> Iterator[list[str]]:
-    rest = iter(cards)
-    while chunk := list(islice(rest, CHUNK)):
-        yield chunk
 
 
 def _script_json(content: object) -> str:

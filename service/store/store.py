@@ -11,7 +11,6 @@ import json
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from itertools import islice
 from typing import Any
 
 from sqlalchemy import Engine, Select, and_, exists, func, insert, select, tuple_, update
@@ -21,6 +20,7 @@ from audit.batch.discovery import Answer
 from audit.errors import InvalidInput, NotFound
 from audit.v1 import report_pb2
 from audit.verdict.rule import CLASSES, PhaseClass
+from service.chunks import chunks
 from service.store.deletion import delete_batch, forget
 from service.store.engine import READS
 from service.store.queue import insert_new, reuse, task_row
@@ -91,7 +91,7 @@ class Store:
                 removed = connection.scalar(
                     select(ItemRow.batch).where(ItemRow.batch == known.id, ItemRow.prompt == "").limit(1)
                 )
-                for chunk in _chunks(entries):
+                for chunk in chunks(entries, CHUNK):
                     for entry in chunk:
                         _update(digest, entry)
                     if removed:
@@ -101,7 +101,7 @@ class Store:
                         "the request id was used for another batch", reason="REQUEST_ID_REUSED", field="request_id"
                     ) from None
                 return _batch(known)
-            for chunk in _chunks(entries):
+            for chunk in chunks(entries, CHUNK):
                 count += len(chunk)
                 items, tasks = [], {}
                 for entry in chunk:
@@ -266,6 +266,11 @@ class Store:
         report.prompt = report.prompt or found[1] or ""
         return report
 
+    def reports(self, row: Row) -> tuple[report_pb2.Report | None, report_pb2.Report | None]:
+        """The first and the second audit of an item; None where there is none."""
+        first, second = (self.report(key) if key else None for key in (row.entry.key, row.confirmation))
+        return first, second
+
     def delete(self, id_: str) -> None:
         """Delete a batch, with all results that no other batch has; see `service.store.deletion`.
 
@@ -274,12 +279,6 @@ class Store:
         """
         delete_batch(self._engine, id_)
         forget(self._engine)
-
-
-def _chunks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
-    rows = iter(entries)
-    while chunk := list(islice(rows, CHUNK)):
-        yield chunk
 
 
 def _update(digest: Any, entry: Entry) -> None:

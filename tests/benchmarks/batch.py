@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from audit.v1 import audit_pb2, report_pb2
+from audit.v1 import audit_pb2
 from service.local_batch import LocalBatch, Wanted
 from tests.benchmarks.common import BENCHMARK_SEED, bare_forward, markdown, truth
 
@@ -99,15 +99,9 @@ def _audit(pipe: Connection) -> None:
         work = LocalBatch(wanted(folder, captions(PROMPTS), seed), folder / "run")
         pipe.send(os.getpid())
         work.run()
-        pipe.send(sum(report.cost.evaluations for report in _reports(work)))
+        audits = (report for row in work.store.every_row(work.batch.id) for report in work.store.reports(row) if report)
+        pipe.send(sum(report.cost.evaluations for report in audits))
         work.close()
-
-
-def _reports(work: LocalBatch) -> Iterator[report_pb2.Report]:
-    for row in work.store.every_row(work.batch.id):
-        for key in (row.entry.key, row.confirmation):
-            if key and (report := work.store.report(key)):
-                yield report
 
 
 def _bare(pipe: Connection) -> None:

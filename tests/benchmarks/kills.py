@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
@@ -12,8 +11,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,10 +23,11 @@ from audit.v1 import audit_pb2, batch_pb2
 from service.batch_wire import concluded_of
 from service.client import BasinClient, ServiceError
 from service.local_batch import LocalBatch
-from service.results import Concluded
+from service.results import Concluded, open_run
 from tests.benchmarks.batch import captions, wanted
 from tests.benchmarks.common import BENCHMARK_SEED, markdown
 from tests.service.postgres import Postgres, running_postgres
+from tests.service.ray_cluster import add_node, ray_cluster
 
 PROMPTS = 300
 KILLS = 30
@@ -48,9 +48,10 @@ def run() -> str:
         folder = Path(name)
         work = LocalBatch(wanted(folder, prompts, BENCHMARK_SEED, HOW), folder / "run")
         work.run()
-        undisturbed = {one.row.entry.prompt: one for own in work.conclude().values() for one in own}
         work.close()
-        with cluster_of([1, 1]) as cluster, running_postgres() as database:
+        with open_run(folder / "run") as opened:
+            undisturbed = {one.row.entry.prompt: one for own in opened.concluded.values() for one in own}
+        with ray_cluster(1, 1) as cluster, running_postgres() as database:
             url = database.create()
             found, killed, again, begun = _disturbed(prompts, cluster, database, url)
     pairs = [(one, found[prompt]) for prompt, one in undisturbed.items() if prompt in found]
@@ -99,25 +100,6 @@ class _Server:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
-
-
-@contextmanager
-def cluster_of(cpus: Sequence[int]) -> Iterator[Any]:
-    """A Ray cluster on this machine: a head that does no work, and nodes of so many CPUs."""
-    from ray.cluster_utils import Cluster
-
-    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # its sockets must have short paths
-    os.environ |= {
-        "RAY_TMPDIR": folder, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT),
-    }  # fmt: skip
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    try:
-        for count in cpus:
-            cluster.add_node(num_cpus=count, include_dashboard=False)
-        yield cluster
-    finally:
-        cluster.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _disturbed(
@@ -186,15 +168,6 @@ def _done(url: str) -> set[int]:
         time.sleep(0.1)
 
 
-def _add_node(cluster: Any) -> None:
-    """Add a node; Ray gives up on one that starts slowly, as they do where all processors are busy."""
-    for _ in range(5):
-        with suppress(Exception):  # Ray has no other
-            cluster.add_node(num_cpus=1, include_dashboard=False)
-            return
-    raise RuntimeError("no node starts")
-
-
 def _kill(kind: str, server: _Server, database: Postgres, cluster: Any, chance: random.Random) -> bool:
     """Kill something and start it again; False where there is none of the kind just now."""
     if kind == "server":
@@ -205,7 +178,7 @@ def _kill(kind: str, server: _Server, database: Postgres, cluster: Any, chance: 
         database.start()
     elif kind == "node":
         cluster.remove_node(chance.choice(list(cluster.worker_nodes)), allow_graceful=False)
-        _add_node(cluster)
+        add_node(cluster, 1)
     else:
         actors = [
             one

@@ -15,7 +15,7 @@ from service.runners import RayOptions, find_runner, run_here
 from service.threads import alone
 from tests.benchmarks.batch import captions, wanted
 from tests.benchmarks.common import BENCHMARK_SEED, checkpoint, markdown, reference
-from tests.benchmarks.kills import cluster_of
+from tests.service.ray_cluster import ray_cluster
 
 PROMPTS = 40
 PAIRS = 5
@@ -41,7 +41,7 @@ one after the other, each from its first finished audit to its last. All referen
 
 def _ratios() -> list[float]:
     found = []
-    with cluster_of([2]) as cluster:
+    with ray_cluster(2) as cluster:
         for number in range(PAIRS):
             seed = BENCHMARK_SEED + 100_000 + 1000 * number
             local = _rate(seed, None)

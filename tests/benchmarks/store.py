@@ -7,7 +7,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from audit.auditor import Auditor, Budget
 from audit.evidence.curvature import CurvatureSettings
 from audit.v1 import report_pb2
 from service import wire
+from service.chunks import chunks
 from service.store.engine import connect
 from service.store.queue import Finished, Queue, result_row
 from service.store.records import Entry
@@ -75,7 +75,7 @@ def _rate(file: Path, report: report_pb2.Report, group: int) -> float:
 def _pages(file: Path, report: report_pb2.Report) -> dict[int, list[float]]:
     engine = connect(f"sqlite:///{file}")
     result, entries = result_row("", report), _entries(ITEMS)
-    while some := list(islice(entries, 10_000)):
+    for some in chunks(entries, 10_000):
         with engine.begin() as connection:
             connection.execute(insert(ResultRow), [{**result, "key": entry.key} for entry in some])
     found = {}

@@ -21,8 +21,6 @@ from tests.cli.conftest import CHEAP
 RUN = ("batch", "run", "--checkpoint", "demo", *CHEAP)
 #: Long enough that a process can be stopped in the middle.
 SLOW = ("batch", "run", "--checkpoint", "demo", "--seeds", "4", "--steps", "15", "--curvature", "off")
-#: Seconds that nothing takes unless it hangs.
-LONG = 300.0
 
 
 def prompt_file(folder: Path, *rows: dict[str, Any]) -> Path:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
-from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,7 +19,8 @@ from audit.report import Report
 from service.run_folder import read_run
 from service.store.records import DONE, PAUSED, PENDING, RUNNING
 from service.store.store import Store
-from tests.cli.batch_runs import LONG, RUN, SLOW, finished, lines, opened, prompt_file, some, states
+from tests.audit.phase.finished import wait_for
+from tests.cli.batch_runs import RUN, SLOW, finished, lines, opened, prompt_file, some, states
 from tests.cli.conftest import Basin, is_one_error, start_basin
 from tests.service.postgres import Postgres
 
@@ -45,18 +44,10 @@ def test_a_run_keeps_its_store(basin: Basin, tmp_path: Path, audited: list[str])
 def kill_in_the_middle(command: tuple[object, ...], out: Path) -> None:
     """Start a run as a process of its own and kill it as soon as some tasks are done."""
     process = start_basin(*command)
-
-    def wait_for(condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + LONG
-        while not condition():
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-
     try:
-        wait_for((out / "basin.db").exists)
+        wait_for((out / "basin.db").exists, process)
         with opened(out) as store:
-            wait_for(lambda: states(store)[DONE, 0] >= 3)
+            wait_for(lambda: states(store)[DONE, 0] >= 3, process)
     finally:
         process.kill()
         process.communicate()

@@ -109,12 +109,12 @@ def until_sampling(call: Any) -> audit_pb2.Progress:
     raise AssertionError("the stream ended")
 
 
-def eventually(condition: Callable[[], bool]) -> None:
+def eventually(condition: Callable[[], object]) -> None:
     """Wait until something holds."""
     end = time.monotonic() + LONG
     while not condition():
         assert time.monotonic() < end, "it never came to hold"
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 def pixels(image: report_pb2.Image) -> np.ndarray:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -30,27 +26,17 @@ from service.local_batch import LocalBatch, Wanted
 from service.results import Concluded, open_run
 from service.runners import LANES, RayOptions, find_runner
 from service.store.records import PAUSED
-from tests.service.helpers import LONG
+from tests.service.helpers import LONG, eventually
+from tests.service.ray_cluster import ROOT, add_node, ray_cluster
 from tests.service.ray_workers import deeds, fatal, missing, short
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A cluster whose head does no work."""
-    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # its sockets must have short paths
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("RAY_TMPDIR", folder)
-        environment.setenv("RAY_AUTH_MODE", "disabled")
-        environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        environment.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+    with pytest.MonkeyPatch.context() as environment, ray_cluster() as cluster:
         environment.setenv("OMP_NUM_THREADS", "1")  # as some ways to start a node do
-        environment.delenv("RAY_ADDRESS", raising=False)
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         yield cluster
-        cluster.shutdown()
-    shutil.rmtree(folder)
     assert not processes()
 
 
@@ -62,7 +48,7 @@ def nodes(cluster: Cluster) -> Callable[[int], list[Any]]:
         while len(cluster.worker_nodes) > count:
             cluster.remove_node(next(iter(cluster.worker_nodes)))
         while len(cluster.worker_nodes) < count:
-            cluster.add_node(num_cpus=2, include_dashboard=False)
+            add_node(cluster, 2)
         return list(cluster.worker_nodes)
 
     return be
@@ -76,14 +62,6 @@ def processes() -> list[psutil.Process]:
             if process.name().startswith("ray::_Actor"):
                 found.append(process)
     return found
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    """Until something holds."""
-    deadline = time.monotonic() + LONG
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 # Processes and their tasks.
@@ -109,12 +87,12 @@ def test_processes_follow_the_nodes(cluster: Cluster, nodes: Callable[[int], lis
         assert isinstance(submit(workers, "where").exception(0), Stopped)
         assert said == ["no node of the Ray cluster has 2 CPU"]
         (first,) = nodes(1)
-        wait_for(lambda: workers.lanes == 2)
+        eventually(lambda: workers.lanes == 2)
         assert said[-1] == ""
         assert submit(workers, "where").result(LONG)[0] == first.node_id
         waiting = [submit(workers, "wait") for _ in range(2)]
         (second,) = {*nodes(2)} - {first}
-        wait_for(lambda: workers.lanes == 4)
+        eventually(lambda: workers.lanes == 4)
         node, process = submit(workers, "where").result(LONG)  # of the one that has nothing to do
         assert node == second.node_id
         assert process in {one.pid for one in processes()}
@@ -124,7 +102,7 @@ def test_processes_follow_the_nodes(cluster: Cluster, nodes: Callable[[int], lis
         last = submit(workers, "wait")
         workers.stop()
         assert isinstance(last.exception(0), Stopped)
-        wait_for(lambda: not processes())
+        eventually(lambda: not processes())
 
 
 def test_what_tasks_come_to(cluster: Cluster, nodes: Callable[[int], list[Any]]) -> None:
@@ -132,7 +110,7 @@ def test_what_tasks_come_to(cluster: Cluster, nodes: Callable[[int], list[Any]])
     nodes(1)
     with connect(cluster.address):
         workers = ray_workers()
-        wait_for(lambda: workers.lanes == 2)
+        eventually(lambda: workers.lanes == 2)
         _, process = submit(workers, "where").result(LONG)
         assert submit(workers, "threads").result(LONG) == 2
         refused = submit(workers, "refuse").exception(LONG)
@@ -142,7 +120,7 @@ def test_what_tasks_come_to(cluster: Cluster, nodes: Callable[[int], list[Any]])
         waiting, dying = submit(workers, "wait"), submit(workers, "die")
         assert isinstance(dying.exception(LONG), WorkerLost)
         assert isinstance(waiting.exception(LONG), WorkerLost)
-        wait_for(lambda: workers.lanes == 2)
+        eventually(lambda: workers.lanes == 2)
         assert submit(workers, "where").result(LONG)[1] != process
         workers.stop()
 
@@ -163,7 +141,7 @@ def test_processes_that_cannot_work_end_all_work(
     with connect(cluster.address):
         workers = ray_workers(open_workers)
         with pytest.raises(error, match=text):
-            wait_for(lambda: workers.lanes)
+            eventually(lambda: workers.lanes)
         workers.stop()
 
 
@@ -176,7 +154,7 @@ def test_another_version_is_no_worker(
     with connect(cluster.address):
         workers = ray_workers(missing)
         with pytest.raises(InvalidInput, match=r"is not 7\.0"):
-            wait_for(lambda: workers.lanes)
+            eventually(lambda: workers.lanes)
         workers.stop()
 
 
@@ -243,12 +221,13 @@ def test_a_batch_survives(cluster: Cluster, nodes: Callable[[int], list[Any]], w
     )
     with process, closing(LocalBatch(wanted, here)) as batch:
         batch.run()
-        expected = batch.conclude()
-        wait_for(lambda: kept(there))
+        with open_run(here) as run:
+            expected = run.concluded
+        eventually(lambda: kept(there))
         (worker,) = processes()
         worker.kill()
         before = kept(there)
-        wait_for(lambda: kept(there) > before)
+        eventually(lambda: kept(there) > before)
         cluster.remove_node(first)
         at_last = kept(there)
         nodes(1)
@@ -292,7 +271,7 @@ def test_a_batch_is_stopped(
                 batch.stopping.set()
 
         batch.run(stop)
-        wait_for(lambda: not processes())
+        eventually(lambda: not processes())
         assert batch.store.batch(batch.batch.id).state == PAUSED
     assert notes[:2] == ["waiting for a worker in the Ray cluster", ""]
     assert kept(tmp_path / "run") < 24
