@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -31,6 +32,8 @@ from audit.verdict.decision import decide
 MAX_DENSE_DIMENSION = 8192
 #: Most seeds that one group draws side by side.
 GROUP = 64
+#: Conditions that an auditor remembers.
+ENCODED = 64
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,8 @@ class Auditor:
         self.reference = reference
         self.calibration = calibration or default_calibration()
         self._finder = None if reference is None else NeighborFinder(reference, checkpoint)
+        # The empty prompt comes with every audit, and a prompt that is flagged comes again.
+        self._encode = lru_cache(ENCODED)(lambda prompt: checkpoint.encode_prompts([prompt]))
         own = self.calibration.sampler if self.calibration.checkpoint_digest == checkpoint.digest else None
         self.defaults = own or checkpoint.defaults
 
@@ -171,7 +176,7 @@ class Auditor:
                 )
             if any("\ud800" <= character <= "\udfff" for character in prompt):
                 raise InvalidInput("the prompt is no valid Unicode text", reason="PROMPT_NOT_TEXT", field=field)
-            return self.checkpoint.encode_prompts([prompt])
+            return self._encode(prompt)
         except InvalidInput as error:
             error.field = field
             raise
