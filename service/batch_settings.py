@@ -27,6 +27,7 @@ class BatchSettings(BaseModel):
         false_discoveries: expected share of errors among the prompts that count as found.
         in_run_folder: whether the process that owns a run folder does the work, which servers then leave alone.
         request: digest of what a server was asked for; "" in run folders.
+        evaluations: of the denoiser that an audit plans, by the name of the checkpoint; none in run folders.
         algorithm: of the verdicts.
     """
 
@@ -38,6 +39,7 @@ class BatchSettings(BaseModel):
     false_discoveries: float = FALSE_DISCOVERY_RATE
     in_run_folder: bool = False
     request: str = ""
+    evaluations: dict[str, int] = {}
     algorithm: int = ALGORITHM
 
     @classmethod

@@ -20,6 +20,7 @@ from service.checkpoints import CheckpointRegistry, LoadedCheckpoint
 from service.config import Settings
 from service.ledger import Patience, StoreLedger
 from service.log import Logger
+from service.metrics import Metrics
 from service.pictures import Pictures
 from service.references import ReferenceRegistry
 from service.runners import Runner, Source
@@ -57,6 +58,7 @@ class BatchWork:
         new_queue: makes a worker that takes their tasks.
         checkpoints: of the server.
         references: of the server.
+        metrics: of the server.
         logger: of the server.
     """
 
@@ -68,6 +70,7 @@ class BatchWork:
         new_queue: Callable[[], Queue],
         checkpoints: CheckpointRegistry,
         references: ReferenceRegistry,
+        metrics: Metrics,
         logger: Logger,
     ) -> None:
         self._settings = settings
@@ -78,6 +81,7 @@ class BatchWork:
         self._queue = new_queue()
         self._checkpoints = checkpoints
         self._references = references
+        self._metrics = metrics
         self._logger = logger
         self._pool = lone_threads(settings.batches.lanes, "batch-audit")
         self._runner = lone_threads(1, "batch")
@@ -148,6 +152,7 @@ class BatchWork:
             return
         self.notes[batch.id] = "; ".join(waits)
         if await self._call(partial(self._end, batch.id, settings)):
+            self._metrics.batch_last_success.set_to_current_time()
             self._logger.info("batch done", batch=batch.id)
 
     def _end(self, batch: str, settings: BatchSettings) -> bool:
@@ -172,6 +177,7 @@ class BatchWork:
                     settings.pictures,
                     Patience(turn.stopping, partial(self._wait_for_store, batch)),
                     self._error_of,
+                    partial(self._metrics.count_batch_audit, name),
                 )
                 open_workers = partial(self._open_workers, turn, loaded, auditor, settings)
                 if why := await self._call(partial(self._run, turn, ledger, open_workers)):
@@ -243,6 +249,7 @@ class BatchWork:
 
     def _wait_for_store(self, batch: str, why: str) -> None:
         if why:
+            self._metrics.store_errors.inc()
             self._logger.error("store of batches", batch=batch, error=why)
         self._note(batch, why and str(StoreDown()))
 
@@ -253,6 +260,7 @@ class BatchWork:
             yield
         except Exception as error:
             if isinstance(error, StoreFailed):
+                self._metrics.store_errors.inc()
                 self._logger.error("store of batches", error=str(error))
             else:
                 self._logger.error("batch", exc_info=error)

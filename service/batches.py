@@ -19,21 +19,33 @@ from audit.batch.tasks import Subject
 from audit.errors import InvalidInput
 from audit.v1 import batch_pb2
 from service import batch_wire
+from service.access import caller
 from service.batch_settings import BatchSettings
 from service.batch_work import BatchWork
 from service.checkpoints import CheckpointRegistry
 from service.config import Settings
 from service.log import Logger
+from service.metrics import Metrics
 from service.paging import not_given_out, page_size, read_token, write_token
 from service.planning import Planner
 from service.prompts import PromptEntry
+from service.quotas import Quotas
 from service.references import ReferenceRegistry
 from service.results import outcomes_of
 from service.runners import RAY, RayOptions, find_runner
-from service.status import NotEnded, ShuttingDown, StoreDown, within
-from service.store.engine import StoreFailed, connect
+from service.status import NotEnded, QueueFull, ShuttingDown, StoreDown, within
+from service.store.engine import StoreFailed, connect, time_statements
 from service.store.queue import Queue
-from service.store.records import CANCELLED, DONE, PAUSED, RUNNING, Batch
+from service.store.records import (
+    BATCH_STATES,
+    CANCELLED,
+    DONE,
+    PAUSED,
+    PENDING,
+    RUNNING,
+    TASK_STATES,
+    Batch,
+)
 from service.store.retention import expire
 from service.store.store import Store
 from service.threads import lone_threads
@@ -45,6 +57,8 @@ QUESTIONS = 4
 BATCHES, ROWS, REPORTS = 200, 500, 20
 #: Between two looks for what has been kept long enough.
 RETENTION_SECONDS = 3600
+#: Between two looks at how they all stand.
+WATCH_SECONDS = 5.0
 #: Seconds between two looks for results that somebody waits for.
 FOLLOW = 0.5
 #: Batches of which it is remembered what they say.
@@ -66,6 +80,8 @@ class Batches:
         planner: of the server.
         checkpoints: of the server.
         references: of the server.
+        quotas: of the server's clients.
+        metrics: of the server.
         logger: of the server.
     """
 
@@ -75,6 +91,8 @@ class Batches:
         planner: Planner,
         checkpoints: CheckpointRegistry,
         references: ReferenceRegistry,
+        quotas: Quotas,
+        metrics: Metrics,
         logger: Logger,
     ) -> None:
         self._all_settings = settings
@@ -82,11 +100,13 @@ class Batches:
         self._planner = planner
         self._checkpoints = checkpoints
         self._references = references
+        self._quotas = quotas
+        self._metrics = metrics
         self._logger = logger
         self._threads = lone_threads(QUESTIONS, "store")
         self._store: Store
         self._work: BatchWork | None = None
-        self._expiring: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         #: Set when the server stops.
         self._leaving = asyncio.Event()
         #: What batches say of which nothing changes any more, so that it is worked out once.
@@ -99,12 +119,13 @@ class Batches:
             InvalidInput, NotFound: the store or the Ray cluster cannot be used.
         """
         engine = await self._ask(lambda: connect(self._settings.store_url))
+        time_statements(engine, lambda kind, seconds: self._metrics.store_seconds.labels(kind).observe(seconds))
         self._store = Store(engine)
         runner = None
         if self._settings.runner == RAY:
             options = RayOptions(**dict(self._settings.ray))
             runner = await self._ask(partial(find_runner, RAY, "cpu", options))
-        self._expiring = asyncio.create_task(self._expire(engine))
+        self._tasks = [asyncio.create_task(self._expire(engine)), asyncio.create_task(self._watch())]
         self._work = BatchWork(
             self._all_settings,
             runner,
@@ -112,6 +133,7 @@ class Batches:
             partial(Queue, engine, self._settings.lease_seconds),
             self._checkpoints,
             self._references,
+            self._metrics,
             self._logger,
         )
 
@@ -130,8 +152,8 @@ class Batches:
     async def close(self) -> None:
         """Stop the work and let go of the store."""
         await self.pause()
-        if self._expiring is not None:
-            self._expiring.cancel()
+        for task in self._tasks:
+            task.cancel()
         if hasattr(self, "_store"):
             self._store.close()
         self._threads.shutdown()
@@ -159,6 +181,8 @@ class Batches:
 
         Raises:
             InvalidInput, NotFound, BrokenReference, NotLoaded, NotReady: the request cannot be served.
+            QueueFull: batches have too much to do already.
+            QuotaExceeded: the client has asked for too much.
             StoreDown: the store does not answer.
         """
         if not prompts:
@@ -171,6 +195,12 @@ class Batches:
                 reason="TOO_MANY_PROMPTS",
                 field="prompts",
             )
+        if await self.repeated(request_id, request) is None:
+            client = caller.get().name
+            self._quotas.check(client)
+            evaluations = len(prompts) * sum(settings.evaluations.values())
+            await self._check_room(evaluations)
+            self._quotas.take(client, evaluations)
         content, entries = settings.content(), settings.entries(lambda: prompts)
         batch = await self._ask(lambda: self._store.create(entries, content, request_id=request_id))
         if self._work is not None:
@@ -318,16 +348,30 @@ class Batches:
             names = list(spec.checkpoints) or [self._planner.checkpoint("", "checkpoints")]
             if len(set(names)) < len(names):
                 raise InvalidInput("a checkpoint is named twice", reason="CHECKPOINT_REPEATED", field="checkpoints")
-            subjects = {}
-            for name in names:
-                plan = self._planner.plan(name, spec.reference, spec.sampler, spec.budget)
-                subjects[name] = Subject.of(plan.auditor, plan.budget, vars(plan.sampler))
+            plans = {name: self._planner.plan(name, spec.reference, spec.sampler, spec.budget) for name in names}
         return BatchSettings(
-            subjects=subjects,
+            subjects={name: Subject.of(plan.auditor, plan.budget, vars(plan.sampler)) for name, plan in plans.items()},
             reference=spec.reference,
             pictures=batch_wire.pictures_of(spec),
             false_discoveries=rate,
+            evaluations={name: plan.evaluations for name, plan in plans.items()},
         )
+
+    async def _check_room(self, evaluations: int) -> None:
+        """Raises QueueFull when running batches leave no room for so many evaluations more."""
+        most, running = self._settings.evaluations, await self._ask(self._store.running)
+        planned = {batch.id: batch.settings.get("evaluations", {}) for batch in running}
+        there = 0
+        for (batch, checkpoint, state), count in (await self._ask(self._store.tasks)).items():
+            if state in (PENDING, RUNNING):
+                there += count * planned.get(batch, {}).get(checkpoint, 0)
+        if there and there + evaluations > most:
+            raise QueueFull(
+                f"batches have {there:,} denoiser evaluations to make, at most {most:,} may: no room for "
+                f"{evaluations:,} more",
+                reason="BATCHES_FULL",
+                retry_seconds=60.0,
+            )
 
     async def _message(self, batch: Batch, said: Mapping[str, Mapping[str, int]] | None = None) -> batch_pb2.Batch:
         counts = await self._ask(partial(self._store.counts, batch.id))
@@ -364,11 +408,25 @@ class Batches:
                 self._logger.info("retention", **asdict(found))
             await asyncio.sleep(RETENTION_SECONDS)
 
+    async def _watch(self) -> None:
+        """Tell the metrics how the batches stand, which is too much to find out for every scrape."""
+        while True:
+            with suppress(StoreDown):  # it was logged
+                states, tasks = await self._ask(self._store.states), Counter[str]()
+                for (_, _, state), count in (await self._ask(self._store.tasks)).items():
+                    tasks[state] += count
+                for state in BATCH_STATES:
+                    self._metrics.batches.labels(state).set(states.get(state, 0))
+                for state in TASK_STATES:
+                    self._metrics.batch_items.labels(state).set(tasks[state])
+            await asyncio.sleep(WATCH_SECONDS)
+
     async def _ask(self, question: Callable[[], _T]) -> _T:
         """Ask the store, off the event loop."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, question)
         except StoreFailed as error:
+            self._metrics.store_errors.inc()
             self._logger.error("store of batches", error=str(error))
             raise StoreDown from error
 

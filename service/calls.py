@@ -1,4 +1,4 @@
-"""What surrounds every call of our own services: a request id, a log line, and errors made into statuses."""
+"""What surrounds every call of our own services: who calls, ids, log lines, metrics, and errors made into statuses."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import asyncio
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import grpc
@@ -16,8 +17,13 @@ from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
 from audit.errors import AuditError, InvalidInput, Stopped
+from service import audit_log
+from service.access import Access, caller
+from service.audit_log import AuditLog
 from service.log import Logger
-from service.status import ShuttingDown, code_of, to_status
+from service.metrics import Metrics
+from service.status import Closed, ShuttingDown, code_of, to_status
+from service.tracing import Span, Tracing
 
 #: Packages of the services that are wrapped, as methods name them.
 OURS = ("/audit.v1.", "/google.longrunning.")
@@ -28,6 +34,19 @@ REQUEST_ID = "x-request-id"
 #: up may then look like a cancellation shortly before the end.
 _DEADLINE_SKEW = 0.25
 
+#: Calls that the operator may close.
+ADMIN = frozenset(
+    (
+        "/audit.v1.CheckpointService/LoadCheckpoint",
+        "/audit.v1.CheckpointService/UnloadCheckpoint",
+        "/audit.v1.BatchService/DeleteBatch",
+        "/google.longrunning.Operations/DeleteOperation",
+    )
+)
+NOWHERE = Span()
+#: Of the call that is being answered.
+span: ContextVar[Span] = ContextVar("span", default=NOWHERE)
+
 Context = grpc.aio.ServicerContext[Any, Any]
 Behavior = Callable[[Any, Context], Awaitable[Any]]
 
@@ -37,13 +56,25 @@ class Calls(grpc.aio.ServerInterceptor):
 
     Args:
         logger: of the server.
+        metrics: of the server.
+        access: decides who may call.
+        journal: the audit log.
+        tracing: of the server.
+        admin: whether calls that load, unload and delete are answered.
 
     Attributes:
         accepting: set it to False to refuse new calls.
     """
 
-    def __init__(self, logger: Logger) -> None:
+    def __init__(
+        self, logger: Logger, metrics: Metrics, access: Access, journal: AuditLog, tracing: Tracing, *, admin: bool
+    ) -> None:
         self._logger = logger
+        self._metrics = metrics
+        self._access = access
+        self._journal = journal
+        self._tracing = tracing
+        self._admin = admin
         self.accepting = True
         self._active = 0
         self._idle = asyncio.Event()
@@ -62,7 +93,7 @@ class Calls(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or not handler_call_details.method.startswith(OURS):
             return handler
-        method = handler_call_details.method.rpartition(".")[2]
+        method = handler_call_details.method
         # Requests are parsed in the wrapper, so that bytes that are none fail like every other bad input.
         parse = handler.request_deserializer
         if handler.request_streaming:
@@ -77,23 +108,50 @@ class Calls(grpc.aio.ServerInterceptor):
         return make(wrapped, response_serializer=handler.response_serializer)
 
     def _wrap(self, method: str, behavior: Behavior, parse: Callable[[Any, Context], Any]) -> Behavior:
+        short = method.rpartition(".")[2]
+
         async def call(content: Any, context: Context) -> Any:
-            request_id = _request_id(context)
-            with structlog.contextvars.bound_contextvars(method=method, request_id=request_id), self._counted():
-                start = time.perf_counter()
-                try:
-                    if not self.accepting:
-                        raise ShuttingDown()
-                    answer = await behavior(parse(content, context), context)
-                except asyncio.CancelledError:
-                    self._log(code_of_cancellation(context), start)
-                    raise
-                except Exception as error:
-                    self._log(code_of(error), start, error)
-                    await context.abort_with_status(rpc_status.to_status(to_status(error, request_id)))
-                else:
-                    self._log(grpc.StatusCode.OK, start)
-                    return answer
+            metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+            request_id, start = _request_id(metadata), time.perf_counter()
+            with self._tracing.call(method[1:], metadata) as own, audit_log.told() as told, self._counted():
+                span.set(own)
+                traced = {"trace_id": own.trace_id} if own.trace_id else {}
+                with structlog.contextvars.bound_contextvars(method=short, request_id=request_id, **traced):
+
+                    def end(code: grpc.StatusCode, error: Exception | None = None) -> None:
+                        reason = error.reason if isinstance(error, AuditError) else "" if error is None else "INTERNAL"
+                        seconds = time.perf_counter() - start
+                        self._metrics.count_rpc(short, code, seconds, reason or code.name)
+                        self._log(code, seconds, error)
+                        own.end(code.name, reason, told)
+                        self._journal.write(
+                            method=short,
+                            code=code.name,
+                            reason=reason,
+                            client=caller.get().name,
+                            peer=context.peer(),
+                            request_id=request_id,
+                            **traced,
+                            seconds=round(seconds, 4),
+                            **told,
+                        )
+
+                    try:
+                        caller.set(self._access.admit(method, metadata.get("authorization"), _certificate(context)))
+                        if method in ADMIN and not self._admin:
+                            raise Closed("this server answers no such calls", reason="ADMIN_CLOSED")
+                        if not self.accepting:
+                            raise ShuttingDown()
+                        answer = await behavior(parse(content, context), context)
+                    except asyncio.CancelledError:
+                        end(code_of_cancellation(context))
+                        raise
+                    except Exception as error:
+                        end(code_of(error), error)
+                        await context.abort_with_status(rpc_status.to_status(to_status(error, request_id)))
+                    else:
+                        end(grpc.StatusCode.OK)
+                        return answer
 
         return call
 
@@ -108,8 +166,8 @@ class Calls(grpc.aio.ServerInterceptor):
             if not self._active:
                 self._idle.set()
 
-    def _log(self, code: grpc.StatusCode, start: float, error: Exception | None = None) -> None:
-        seconds = round(time.perf_counter() - start, 4)
+    def _log(self, code: grpc.StatusCode, took: float, error: Exception | None = None) -> None:
+        seconds = round(took, 4)
         if code is grpc.StatusCode.INTERNAL:
             self._logger.error("call", code=code.name, seconds=seconds, exc_info=error)
         elif isinstance(error, AuditError):
@@ -149,8 +207,12 @@ def code_of_cancellation(context: Context) -> grpc.StatusCode:
     return grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
 
 
-def _request_id(context: Context) -> str:
-    for key, value in context.invocation_metadata() or ():
-        if key == REQUEST_ID and isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9._-]{1,64}", value):
-            return value
-    return uuid.uuid4().hex
+def _certificate(context: Context) -> str:
+    """The common name in the client's certificate; "" without one."""
+    found = context.auth_context().get("x509_common_name", ())
+    return next((name.decode(errors="replace") for name in found), "")
+
+
+def _request_id(metadata: Mapping[str, str]) -> str:
+    given = metadata.get(REQUEST_ID, "")
+    return given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else uuid.uuid4().hex

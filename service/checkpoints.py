@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -20,13 +21,15 @@ from audit.demo import default_calibration
 from audit.errors import AuditError, BrokenCheckpoint, NotFound
 from audit.model.batching import BatchingDenoiser
 from audit.model.checkpoint import Checkpoint
+from audit.model.files import weights_bytes
 from audit.model.loading import load_checkpoint
 from audit.reference.reference_set import ReferenceSet
 from audit.v1 import checkpoint_pb2
 from audit.verdict.calibration import Calibration
-from service.config import CheckpointEntry
+from service.config_parts import CheckpointEntry
 from service.log import Logger
 from service.metrics import Metrics
+from service.pace import Pace
 from service.sharing import share
 from service.status import NotLoaded, NotReady
 from service.threads import Devices
@@ -39,13 +42,22 @@ class LoadedCheckpoint:
         checkpoint: whose functions run in the thread of their device.
         batching: merges the denoiser calls of its audits.
         calibration: of its verdicts.
+        pace: of its denoiser.
     """
 
-    def __init__(self, checkpoint: Checkpoint, batching: BatchingDenoiser, calibration: Calibration) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, batching: BatchingDenoiser, calibration: Calibration, pace: Pace
+    ) -> None:
         self.checkpoint = checkpoint
         self.batching = batching
         self.calibration = calibration
+        self.pace = pace
         self._auditors: dict[str, Auditor] = {}
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of its weights."""
+        return self.checkpoint.parameters * self.checkpoint.dtype.itemsize
 
     @property
     def calibrated(self) -> bool:
@@ -70,6 +82,8 @@ class _Registered:
     loaded: LoadedCheckpoint | None = None
     error: str = ""
     users: int = 0
+    #: When it was last used, by the monotonic clock.
+    used: float = 0.0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
     #: What changes its state right now, by kind: callers that want the same join it.
@@ -87,6 +101,7 @@ class CheckpointRegistry:
         logger: of the server.
         batch_rows: most rows in a forward pass.
         batch_wait_seconds: longest wait of a denoiser call for others.
+        memory_bytes: that loaded checkpoints may take together; 0 for no bound.
         on_change: called after every load and unload.
     """
 
@@ -100,15 +115,19 @@ class CheckpointRegistry:
         logger: Logger,
         batch_rows: int,
         batch_wait_seconds: float,
+        memory_bytes: int,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._registered = {id_: _Registered(id_, entry) for id_, entry in sorted(entries.items())}
+        #: One at a time, or two that fit alone could be too much together.
+        self._loading = asyncio.Lock()
         self._executor = executor
         self._devices = devices
         self._metrics = metrics
         self._logger = logger
         self._batch_rows = batch_rows
         self._batch_wait_seconds = batch_wait_seconds
+        self._memory_bytes = memory_bytes
         self._on_change = on_change
 
     @property
@@ -119,6 +138,11 @@ class CheckpointRegistry:
     def is_loaded(self, id_: str) -> bool:
         """Whether audits can use it."""
         return self._find(id_).loaded is not None
+
+    def pace(self, id_: str) -> float:
+        """Seconds that callers wait for an evaluation; 0 where nothing is known of it."""
+        loaded = self._find(id_).loaded
+        return 0.0 if loaded is None else loaded.pace.seconds
 
     def describe(self, id_: str) -> checkpoint_pb2.CheckpointInfo:
         """What clients may know of a checkpoint."""
@@ -158,6 +182,7 @@ class CheckpointRegistry:
             yield registered.loaded
         finally:
             registered.users -= 1
+            registered.used = time.monotonic()
             if not registered.users:
                 registered.idle.set()
 
@@ -213,9 +238,12 @@ class CheckpointRegistry:
             registered.state, registered.error = checkpoint_pb2.CHECKPOINT_STATE_LOADING, ""
             self._logger.info("loading checkpoint", checkpoint=registered.id)
             try:
-                registered.loaded = await asyncio.get_running_loop().run_in_executor(
-                    self._executor, self._read, registered.id, registered.entry
-                )
+                async with self._loading:
+                    start = time.perf_counter()
+                    await self._make_room(registered)
+                    registered.loaded = await asyncio.get_running_loop().run_in_executor(
+                        self._executor, self._read, registered.id, registered.entry
+                    )
             except AuditError as error:
                 # What the libraries say may quote the path, which is the operator's business.
                 error = BrokenCheckpoint(
@@ -224,12 +252,52 @@ class CheckpointRegistry:
                     field="checkpoint",
                 )
                 registered.state, registered.error = checkpoint_pb2.CHECKPOINT_STATE_FAILED, str(error)
+                self._metrics.checkpoint_loads.labels(registered.id, "failed").inc()
                 self._logger.error("checkpoint failed", checkpoint=registered.id, reason=error.reason, error=str(error))
                 raise error from None
             registered.state = checkpoint_pb2.CHECKPOINT_STATE_READY
+            seconds = time.perf_counter() - start
+            registered.used = time.monotonic()
             self._metrics.checkpoints_loaded.inc()
-            self._logger.info("checkpoint loaded", checkpoint=registered.id, digest=registered.loaded.checkpoint.digest)
+            self._metrics.checkpoint_loaded.labels(registered.id).set(1)
+            self._metrics.checkpoint_memory.labels(registered.id).set(registered.loaded.memory_bytes)
+            self._metrics.checkpoint_load_seconds.labels(registered.id).set(seconds)
+            self._metrics.checkpoint_loads.labels(registered.id, "ok").inc()
+            self._logger.info(
+                "checkpoint loaded",
+                checkpoint=registered.id,
+                digest=registered.loaded.checkpoint.digest,
+                seconds=round(seconds, 2),
+            )
             self._on_change()
+
+    async def _make_room(self, wanted: _Registered) -> None:
+        """Unload checkpoints that nobody uses, the one that was idle for longest first, until another one fits.
+
+        Raises:
+            BrokenCheckpoint: it does not fit, whatever is unloaded, or because the others are in use.
+        """
+        if not self._memory_bytes:
+            return
+        dtype = getattr(torch, wanted.entry.dtype)
+        needed = await asyncio.get_running_loop().run_in_executor(
+            self._executor, weights_bytes, wanted.entry.folder, dtype
+        )
+        while (there := sum(one.memory_bytes for one in self._in_memory())) + needed > self._memory_bytes:
+            idle = [one for one in self._registered.values() if one.loaded is not None and not one.users]
+            if not idle:
+                raise BrokenCheckpoint(
+                    f"{wanted.id} needs {needed} bytes, and {there} of at most {self._memory_bytes} are in use",
+                    reason="CHECKPOINT_MEMORY",
+                    field="checkpoint",
+                )
+            oldest = min(idle, key=lambda one: one.used)
+            self._logger.info("checkpoint makes room", checkpoint=oldest.id, wanted=wanted.id)
+            self._metrics.checkpoint_evictions.inc()
+            await self.unload(oldest.id)
+
+    def _in_memory(self) -> list[LoadedCheckpoint]:
+        return [one.loaded for one in self._registered.values() if one.loaded is not None]
 
     async def _unload(self, registered: _Registered) -> None:
         async with registered.changing:
@@ -238,6 +306,8 @@ class CheckpointRegistry:
             if loaded is None:
                 return
             self._metrics.checkpoints_loaded.dec()
+            self._metrics.checkpoint_loaded.labels(registered.id).set(0)
+            self._metrics.checkpoint_memory.labels(registered.id).set(0)
             self._on_change()
             while registered.users:
                 await registered.idle.wait()
@@ -260,11 +330,13 @@ class CheckpointRegistry:
         except Exception as error:  # a device that is not there, memory that is not enough
             text = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise BrokenCheckpoint(text, reason="CHECKPOINT_DAMAGED", field="checkpoint") from error
+        pace = Pace()
+
+        def observe(rows: int, background: int, seconds: float) -> None:
+            self._metrics.observe_pass(id_, rows, background, seconds)
+            pace.observe(rows - background, seconds)
+
         shared, batching = share(
-            loaded,
-            self._devices,
-            max_rows=self._batch_rows,
-            max_wait=self._batch_wait_seconds,
-            on_batch=lambda rows, seconds: self._metrics.observe_pass(id_, rows, seconds),
+            loaded, self._devices, max_rows=self._batch_rows, max_wait=self._batch_wait_seconds, on_batch=observe
         )
-        return LoadedCheckpoint(shared, batching, calibration)
+        return LoadedCheckpoint(shared, batching, calibration, pace)

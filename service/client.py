@@ -32,10 +32,8 @@ from audit.v1 import (
     reference_pb2_grpc,
     report_pb2,
 )
+from service.channel import NOBODY, Identity, open_channel
 
-#: Reports with images outgrow gRPC's 4 MB, and a client trusts the server it chose. A server that comes back is to be
-#: found within seconds, not after the two minutes that gRPC would wait in the end.
-_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_reconnect_backoff_ms", 5000))
 _FIRST_PAUSE = 0.5
 #: Bytes of prompts after which a message is sent, far below gRPC's bound.
 _UPLOADED_AT_ONCE = 2**18
@@ -73,17 +71,28 @@ class BasinClient:
     Every call raises ServiceError when the server refuses it, fails, or does not answer.
 
     Args:
-        target: HOST:PORT.
+        target: HOST:PORT, or https://HOST:PORT where the server encrypts.
         timeout: seconds that one call may take; None for as long as it takes.
         patience: seconds that an audit goes on knocking while the server says "later": its queue is full, or what the
             audit needs is still being loaded.
+        identity: what the client shows, and whom it believes.
+
+    Raises:
+        InvalidInput: something of the identity cannot be used.
     """
 
-    def __init__(self, target: str, *, timeout: float | None = None, patience: float = 60.0) -> None:
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout: float | None = None,
+        patience: float = 60.0,
+        identity: Identity = NOBODY,
+    ) -> None:
         self.target = target
         self.timeout = timeout
         self.patience = patience
-        self._channel = grpc.insecure_channel(target, options=_OPTIONS)
+        self._channel = open_channel(target, identity)
         self._audits = audit_pb2_grpc.AuditServiceStub(self._channel)
         self._batches = batch_pb2_grpc.BatchServiceStub(self._channel)
         self._checkpoints = checkpoint_pb2_grpc.CheckpointServiceStub(self._channel)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,20 +28,23 @@ from audit.v1 import (
     report_pb2,
 )
 from audit.version import basin_version
+from service.audit_log import tell
 from service.audits import Audits
-from service.calls import Context, code_of_cancellation
+from service.calls import Context, code_of_cancellation, span
 from service.checkpoints import CheckpointRegistry
 from service.config import Settings
 from service.line import Line
 from service.log import fingerprint
-from service.metrics import Metrics
+from service.metrics import STAGES, Metrics
 from service.paging import page
 from service.references import ReferenceRegistry, check_search, search
-from service.status import code_of, within
+from service.status import Closed, code_of, within
 from service.threads import lone_threads
 
 #: Searches worked on at once. They are short, and compete with audits for the same cores.
 CONCURRENT_SEARCHES = 2
+#: Searches that wait or are worked on.
+MOST_SEARCHES = 64
 
 
 @dataclass
@@ -87,6 +91,7 @@ class AuditHandlers(audit_pb2_grpc.AuditServiceServicer):
         """Count the audit by what it comes to, and let the log know it."""
         checkpoint, outcome = self._audits.checkpoint_of(request), _Outcome()
         structlog.contextvars.bind_contextvars(checkpoint=checkpoint[:64], prompt_sha256=fingerprint(request.prompt))
+        tell(checkpoint=checkpoint[:64], reference=request.reference[:64], prompt=request.prompt)
         try:
             yield outcome
         except asyncio.CancelledError:
@@ -95,9 +100,12 @@ class AuditHandlers(audit_pb2_grpc.AuditServiceServicer):
         except Exception as error:
             self._metrics.count_audit(checkpoint, code_of(error))
             raise
-        assert outcome.report is not None
-        verdict = report_pb2.Verdict.Name(outcome.report.verdict)
-        structlog.contextvars.bind_contextvars(verdict=verdict, evaluations=outcome.report.cost.evaluations)
+        report = outcome.report
+        assert report is not None
+        verdict, cost = report_pb2.Verdict.Name(report.verdict), report.cost
+        structlog.contextvars.bind_contextvars(verdict=verdict, evaluations=cost.evaluations)
+        tell(verdict=verdict, confidence=round(report.confidence, 4), evaluations=cost.evaluations)
+        span.get().stages(time.time(), cost.queue_seconds, {name: cost.stage_seconds.get(name, 0.0) for name in STAGES})
         self._metrics.count_audit(checkpoint, grpc.StatusCode.OK, verdict)
 
 
@@ -106,10 +114,12 @@ class CheckpointHandlers(checkpoint_pb2_grpc.CheckpointServiceServicer):
 
     Args:
         checkpoints: of the server.
+        settings: of the server.
     """
 
-    def __init__(self, checkpoints: CheckpointRegistry) -> None:
+    def __init__(self, checkpoints: CheckpointRegistry, settings: Settings) -> None:
         self._checkpoints = checkpoints
+        self._explicit = settings.model_control == "explicit"
 
     async def ListCheckpoints(
         self, request: checkpoint_pb2.ListCheckpointsRequest, context: Context
@@ -124,7 +134,7 @@ class CheckpointHandlers(checkpoint_pb2_grpc.CheckpointServiceServicer):
         self, request: checkpoint_pb2.LoadCheckpointRequest, context: Context
     ) -> checkpoint_pb2.LoadCheckpointResponse:
         """Load one."""
-        _require(request.checkpoint, "checkpoint")
+        self._check(request.checkpoint)
         await self._checkpoints.load(request.checkpoint)
         return checkpoint_pb2.LoadCheckpointResponse(checkpoint=self._checkpoints.describe(request.checkpoint))
 
@@ -132,9 +142,16 @@ class CheckpointHandlers(checkpoint_pb2_grpc.CheckpointServiceServicer):
         self, request: checkpoint_pb2.UnloadCheckpointRequest, context: Context
     ) -> checkpoint_pb2.UnloadCheckpointResponse:
         """Unload one."""
-        _require(request.checkpoint, "checkpoint")
+        self._check(request.checkpoint)
         await self._checkpoints.unload(request.checkpoint)
         return checkpoint_pb2.UnloadCheckpointResponse(checkpoint=self._checkpoints.describe(request.checkpoint))
+
+    def _check(self, checkpoint: str) -> None:
+        """Raises where a request cannot be served, whatever the checkpoint."""
+        _require(checkpoint, "checkpoint")
+        if not self._explicit:
+            raise Closed("this server has the checkpoints that it began with", reason="MODEL_CONTROL_CLOSED")
+        tell(checkpoint=checkpoint[:64])
 
 
 class ReferenceHandlers(reference_pb2_grpc.ReferenceServiceServicer):
@@ -143,12 +160,14 @@ class ReferenceHandlers(reference_pb2_grpc.ReferenceServiceServicer):
     Args:
         references: of the server.
         settings: of the server.
+        metrics: of the server.
     """
 
-    def __init__(self, references: ReferenceRegistry, settings: Settings) -> None:
+    def __init__(self, references: ReferenceRegistry, settings: Settings, metrics: Metrics) -> None:
         self._references = references
+        self._metrics = metrics
         self._image_bytes = settings.limits.image_bytes
-        self._line = Line(CONCURRENT_SEARCHES, settings.queue, "searches", "SEARCHES_FULL")
+        self._line = Line(CONCURRENT_SEARCHES, MOST_SEARCHES, "searches", "SEARCHES_FULL")
         self._executor = lone_threads(CONCURRENT_SEARCHES, "search")
 
     async def ListReferences(
@@ -167,10 +186,12 @@ class ReferenceHandlers(reference_pb2_grpc.ReferenceServiceServicer):
         _require(request.reference, "reference")
         check_search(request, self._image_bytes)
         reference = self._references.get(request.reference)
+        tell(reference=request.reference)
         ticket = self._line.enter()
         try:
             await ticket.called.wait()
-            return await asyncio.get_running_loop().run_in_executor(self._executor, search, reference, request)
+            with self._metrics.reference_search_seconds.time():
+                return await asyncio.get_running_loop().run_in_executor(self._executor, search, reference, request)
         finally:
             self._line.leave(ticket)
 
@@ -204,7 +225,7 @@ class InfoHandlers(info_pb2_grpc.InfoServiceServicer):
                 seeds=limits.seeds,
                 steps=limits.steps,
                 image_side=limits.image_side,
-                queue=self._settings.queue,
+                queue_evaluations=self._settings.queue_evaluations,
                 concurrent_audits=self._settings.concurrent_audits,
                 image_bytes=limits.image_bytes,
                 evaluations=limits.evaluations,

@@ -74,6 +74,7 @@ class StoreLedger:
         pictures: which results keep theirs.
         patience: with the store.
         error_of: what is kept of an error.
+        on_audit: called with the verdict of every audit that is kept, and with "" for every one that failed.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class StoreLedger:
         pictures: Pictures,
         patience: Patience,
         error_of: Callable[[Task, BaseException], str] = describe,
+        on_audit: Callable[[str], None] = lambda verdict: None,
     ) -> None:
         self._queue = queue
         self._batch = batch
@@ -93,6 +95,7 @@ class StoreLedger:
         self._pictures = pictures
         self._insist = patience
         self._error_of = error_of
+        self._on_audit = on_audit
         self._held: set[int] = set()
 
     def confirm_known(self) -> None:
@@ -129,11 +132,14 @@ class StoreLedger:
         finished = [Finished(task, self._message(report), self._confirmation(task)) for task, report in done]
         self._insist(lambda: self._queue.finish(self._batch, finished))
         self._held.difference_update(task.id for task, _ in done)
+        for _, report in done:
+            self._on_audit(report.decision.verdict)
 
     def fail(self, task: Task, error: BaseException, *, final: bool) -> None:
         """See `Queue.fail`."""
         text = self._error_of(task, error)
         self._insist(lambda: self._queue.fail(task, text, final=final))
+        self._on_audit("")
         self._held.discard(task.id)
 
     def lose(self, tasks: Sequence[Task]) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import sys
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, TextIO, cast
 
 import structlog
 
@@ -30,7 +31,7 @@ def make_logger(
     if style == "console":
         ends = [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback, colors=file.isatty())]
     logger: Logger = structlog.wrap_logger(
-        structlog.PrintLogger(file),
+        structlog.PrintLogger(cast(TextIO, _Unfailing(file))),
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
@@ -40,6 +41,21 @@ def make_logger(
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
     )
     return logger
+
+
+class _Unfailing:
+    """A file whose disk may be full, or whose reader may be gone: then lines are lost, and no call with them."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._file.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.flush()
 
 
 def fingerprint(prompt: str) -> str:

@@ -14,6 +14,7 @@ import grpc
 import torch
 import transformers
 from google.longrunning import operations_pb2, operations_pb2_grpc
+from google.protobuf import descriptor_pool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -30,6 +31,8 @@ from audit.v1 import (
     reference_pb2,
     reference_pb2_grpc,
 )
+from service.access import Access
+from service.audit_log import AuditLog
 from service.audits import Audits
 from service.batch_handlers import BatchHandlers, OperationHandlers
 from service.batches import Batches
@@ -41,8 +44,11 @@ from service.log import Logger, make_logger
 from service.metrics import Metrics, MetricsServer
 from service.planning import Planner
 from service.prompt_sets import PromptSets
+from service.quotas import Quotas
 from service.references import ReferenceRegistry
 from service.threads import Devices, lone_threads
+from service.tls import Tls
+from service.tracing import make_tracing
 
 SERVICES = tuple(
     module.DESCRIPTOR.services_by_name[name].full_name
@@ -55,10 +61,22 @@ SERVICES = tuple(
         (info_pb2, "InfoService"),
     )
 )
-#: Health services of our own. Liveness is there while the process lives; readiness, like "", while it can do its work.
-LIVENESS, READINESS = "liveness", "readiness"
+#: As metrics name them.
+METHODS = tuple(
+    f"{service.name}/{method.name}"
+    for name in SERVICES
+    for service in (descriptor_pool.Default().FindServiceByName(name),)
+    for method in service.methods
+)
+#: Health services of our own. Liveness is there while the process lives, startup once all that is loaded at the start
+#: was tried; readiness, like "", while the server can do its work.
+LIVENESS, STARTUP, READINESS = "liveness", "startup", "readiness"
 
 MAX_REPLY = 64 * 2**20
+#: After so long without a word, and as long without an answer, a connection is given up.
+KEEPALIVE_SECONDS = 20.0
+#: Calls at once over one connection.
+MOST_STREAMS = 1024
 #: Answers that are ready when the server stops have this long to reach their callers.
 FLUSH_SECONDS = 1.0
 
@@ -72,14 +90,18 @@ class Server:
 
     Attributes:
         address: HOST:PORT as bound, once started.
+        health_address: of the port for health checks alone; "" where there is none.
         metrics_address: HOST:PORT as bound; "" where there is none.
+
+    Raises:
+        ConfigError: a file that the settings name cannot be used.
     """
 
     def __init__(self, settings: Settings, logger: Logger) -> None:
         self._settings = settings
         self._logger = logger
-        self.address = self.metrics_address = ""
-        self._metrics = Metrics(settings.all_checkpoints, settings.all_references)
+        self.address = self.health_address = self.metrics_address = ""
+        self._metrics = Metrics(settings.all_checkpoints, settings.all_references, METHODS)
         self._loader = lone_threads(1, "loader")
         self._devices = Devices()
         self._checkpoints = CheckpointRegistry(
@@ -90,24 +112,29 @@ class Server:
             logger=logger,
             batch_rows=settings.batch_rows,
             batch_wait_seconds=settings.batch_wait_seconds,
+            memory_bytes=settings.checkpoint_memory_bytes,
             on_change=self._refresh,
         )
         self._references = ReferenceRegistry(
             settings.all_references, executor=self._loader, devices=self._devices, metrics=self._metrics, logger=logger
         )
-        planner = Planner(settings, self._checkpoints, self._references)
-        self._audits = Audits(settings, planner, self._checkpoints, self._metrics)
-        self._batches = Batches(settings, planner, self._checkpoints, self._references, logger)
+        planner, quotas = Planner(settings, self._checkpoints, self._references), Quotas(settings.quotas)
+        self._audits = Audits(settings, planner, self._checkpoints, quotas, self._metrics)
+        self._batches = Batches(settings, planner, self._checkpoints, self._references, quotas, self._metrics, logger)
         self._batch_handlers = BatchHandlers(
             self._batches, planner, PromptSets(settings.prompts), settings.batches.prompts
         )
         self._awaited = {id_ for id_, entry in settings.all_checkpoints.items() if entry.preload}
-        self._calls = Calls(logger)
-        self._search_handlers = ReferenceHandlers(self._references, settings)
+        self._journal = AuditLog(settings.audit_log, settings.audit_log_prompts, logger)
+        self._tracing = make_tracing(settings.traces, settings.trace_ratio)
+        access = Access(settings.auth, logger)
+        self._calls = Calls(logger, self._metrics, access, self._journal, self._tracing, admin=settings.admin)
+        self._search_handlers = ReferenceHandlers(self._references, settings, self._metrics)
         self._health = health.aio.HealthServicer()
         self._metrics_server: MetricsServer | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._grpc: grpc.aio.Server
+        self._health_port: grpc.aio.Server | None = None
         #: Set when everything that is loaded at the start was tried.
         self.settled = asyncio.Event()
 
@@ -135,40 +162,64 @@ class Server:
                 # An upload over the limit is refused by us, with a reason, unless it is far over it.
                 ("grpc.max_receive_message_length", 2 * self._settings.limits.image_bytes + 2**20),
                 ("grpc.max_send_message_length", MAX_REPLY),
+                # A client whose machine or network is gone says nothing: ask, or its audits would go on for nobody.
+                ("grpc.keepalive_time_ms", round(1000 * KEEPALIVE_SECONDS)),
+                ("grpc.keepalive_timeout_ms", round(1000 * KEEPALIVE_SECONDS)),
+                ("grpc.max_concurrent_streams", MOST_STREAMS),
             ),
         )
         handlers = AuditHandlers(self._audits, self._metrics)
         audit_pb2_grpc.add_AuditServiceServicer_to_server(handlers, self._grpc)
-        checkpoint_pb2_grpc.add_CheckpointServiceServicer_to_server(CheckpointHandlers(self._checkpoints), self._grpc)
+        checkpoints = CheckpointHandlers(self._checkpoints, self._settings)
+        checkpoint_pb2_grpc.add_CheckpointServiceServicer_to_server(checkpoints, self._grpc)
         reference_pb2_grpc.add_ReferenceServiceServicer_to_server(self._search_handlers, self._grpc)
         batch_pb2_grpc.add_BatchServiceServicer_to_server(self._batch_handlers, self._grpc)
         operations_pb2_grpc.add_OperationsServicer_to_server(OperationHandlers(self._batches), self._grpc)
         info = InfoHandlers(self._settings, self._checkpoints, self._references)
         info_pb2_grpc.add_InfoServiceServicer_to_server(info, self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
+        if self._settings.reflection:
+            reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
         await self._update_health()
         try:
-            port = self._grpc.add_insecure_port(self._settings.listen)
-        except RuntimeError as error:
+            await self._bind()
+        except ConfigError:
+            await self._unbind(None)
             await self._batches.close()
-            raise ConfigError(f"listen: {self._settings.listen} cannot be bound") from error
-        self.address = f"{self._settings.listen.rpartition(':')[0]}:{port}"
-        await self._grpc.start()
-        if self._settings.metrics:
-            try:
-                self._metrics_server = MetricsServer(self._metrics, self._settings.metrics)
-            except ConfigError:
-                await self._grpc.stop(None)
-                await self._batches.close()
-                raise
-            self.metrics_address = self._metrics_server.address
-        self._logger.info("listening", address=self.address, metrics=self.metrics_address)
+            raise
+        self._logger.info("listening", address=self.address, health=self.health_address, metrics=self.metrics_address)
         self._spawn(self._load())
+
+    async def _bind(self) -> None:
+        """Begin to answer.
+
+        Raises:
+            ConfigError: a port cannot be bound.
+        """
+        settings, tls = self._settings, None
+        if settings.tls.certificate is not None:
+            tls = Tls(settings.tls, self._logger)
+            self._metrics.watch_certificate(lambda: tls.expires.timestamp())
+        self.address = _add_port(self._grpc, "listen", settings.listen, tls)
+        await self._grpc.start()
+        if settings.health:
+            self._health_port = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, self._health_port)
+            self.health_address = _add_port(self._health_port, "health", settings.health)
+            await self._health_port.start()
+        if settings.metrics:
+            self._metrics_server = MetricsServer(self._metrics, settings.metrics)
+            self.metrics_address = self._metrics_server.address
+
+    async def _unbind(self, grace: float | None) -> None:
+        for port in (self._grpc, self._health_port):
+            if port is not None:
+                await port.stop(grace)
 
     async def drain(self, seconds: float) -> None:
         """Accept no more calls and let those in flight finish; stop those that take longer."""
         self._calls.accepting = False
+        self._metrics.draining.set(1)
         self._refresh()
         self._logger.info("draining", seconds=seconds)
         await asyncio.gather(self._audits.drain(seconds), self._batches.pause())
@@ -178,7 +229,7 @@ class Server:
         await self.drain(0)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._calls.wait_idle(), FLUSH_SECONDS)
-        await self._grpc.stop(FLUSH_SECONDS)
+        await self._unbind(FLUSH_SECONDS)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -190,6 +241,8 @@ class Server:
         self._devices.close()
         if self._metrics_server is not None:
             self._metrics_server.close()
+        self._journal.close()
+        self._tracing.close()
         self._logger.info("stopped")
 
     async def _load(self) -> None:
@@ -199,8 +252,8 @@ class Server:
 
         # All at once, though one thread loads them: an audit that comes meanwhile learns that it is only early.
         await asyncio.gather(self._references.load(), *map(load, sorted(self._awaited)))
-        self._refresh()
         self.settled.set()
+        self._refresh()
         self._logger.info("ready" if self.ready else "not ready", checkpoints_missing=sorted(self._awaited))
 
     def _refresh(self) -> None:
@@ -212,7 +265,9 @@ class Server:
     async def _update_health(self) -> None:
         serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
         audits, *others = SERVICES
+        self._metrics.ready.set(self.ready)
         await self._health.set(LIVENESS, serving)
+        await self._health.set(STARTUP, serving if self.settled.is_set() else not_serving)
         for name in ("", READINESS, audits):
             await self._health.set(name, serving if self.ready else not_serving)
         for name in others:
@@ -253,16 +308,31 @@ async def serve(settings: Settings) -> None:
     await server.stop()
 
 
+def _add_port(server: grpc.aio.Server, setting: str, address: str, tls: Tls | None = None) -> str:
+    """HOST:PORT as bound.
+
+    Raises:
+        ConfigError: it cannot be bound.
+    """
+    try:
+        credentials = None if tls is None else tls.credentials()
+        port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise ConfigError(f"{setting}: {address} cannot be bound") from error
+    return f"{address.rpartition(':')[0]}:{port}"
+
+
 class RunningServer:
     """A server in this process, on an event loop and a thread of its own. Made by `start_server`.
 
     Attributes:
         address: HOST:PORT of gRPC.
+        health_address: HOST:PORT of health checks alone; "" where there is none.
         metrics_address: HOST:PORT of /metrics; "" where there is none.
     """
 
     def __init__(self, settings: Settings, logger: Logger) -> None:
-        self._bound: Future[tuple[str, str]] = Future()
+        self._bound: Future[tuple[str, str, str]] = Future()
         self._settled = threading.Event()
         self._settings = settings
         self._logger = logger
@@ -272,7 +342,7 @@ class RunningServer:
         self._server: Server
         self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), name="basin-server", daemon=True)
         self._thread.start()
-        self.address, self.metrics_address = self._bound.result()
+        self.address, self.health_address, self.metrics_address = self._bound.result()
 
     def wait_ready(self, timeout: float | None = None) -> bool:
         """Wait for what is loaded at the start; False when some of it could not be loaded, or not in time."""
@@ -300,7 +370,8 @@ class RunningServer:
         except BaseException as error:
             self._bound.set_exception(error)
             return
-        self._bound.set_result((self._server.address, self._server.metrics_address))
+        server = self._server
+        self._bound.set_result((server.address, server.health_address, server.metrics_address))
         settling = asyncio.create_task(self._settle())
         try:
             await self._stopping.wait()

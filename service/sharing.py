@@ -17,7 +17,7 @@ def share(
     *,
     max_rows: int,
     max_wait: float,
-    on_batch: Callable[[int, float], None] = lambda rows, seconds: None,
+    on_batch: Callable[[int, int, float], None] = lambda rows, background, seconds: None,
 ) -> tuple[Checkpoint, BatchingDenoiser]:
     """Make a checkpoint fit for several threads.
 
@@ -26,7 +26,7 @@ def share(
         devices: that compute.
         max_rows: most rows in a forward pass.
         max_wait: longest wait of a denoiser call for others, in seconds.
-        on_batch: called after every forward pass with its rows and its seconds.
+        on_batch: called after every forward pass with its rows, how many of them are of batches, and its seconds.
 
     Returns:
         The checkpoint, and the denoiser whose lanes its audits take; close it at the end.

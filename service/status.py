@@ -4,8 +4,12 @@
     NotFound                              NOT_FOUND
     BrokenCheckpoint, BrokenReference     FAILED_PRECONDITION
     BrokenPrompts                         FAILED_PRECONDITION
-    NotLoaded, NotEnded                   FAILED_PRECONDITION
-    QueueFull                             RESOURCE_EXHAUSTED    RetryInfo
+    NotLoaded, NotEnded, Closed           FAILED_PRECONDITION
+    Unauthenticated                       UNAUTHENTICATED
+    PermissionDenied                      PERMISSION_DENIED
+    QueueFull, QuotaExceeded              RESOURCE_EXHAUSTED    RetryInfo
+    OutOfMemory                           RESOURCE_EXHAUSTED
+    TooLate                               DEADLINE_EXCEEDED
     NotReady, ShuttingDown, StoreDown     UNAVAILABLE           RetryInfo
     Stopped                               CANCELLED, or DEADLINE_EXCEEDED where that is its reason
     anything else                         INTERNAL              a generic text; the log has the rest
@@ -39,6 +43,26 @@ class NotEnded(AuditError):
     """A batch is still worked on."""
 
 
+class Closed(AuditError):
+    """The operator allows no such calls."""
+
+
+class Unauthenticated(AuditError):
+    """Nobody knows who calls."""
+
+
+class PermissionDenied(AuditError):
+    """Whoever calls may not do this."""
+
+
+class OutOfMemory(AuditError):
+    """A single row of the model did not fit into memory."""
+
+
+class TooLate(AuditError):
+    """What is asked for takes longer than the caller waits."""
+
+
 class _Later(AuditError):
     """The same request may succeed later.
 
@@ -52,7 +76,11 @@ class _Later(AuditError):
 
 
 class QueueFull(_Later):
-    """As many requests wait as may."""
+    """As much waits as may."""
+
+
+class QuotaExceeded(_Later):
+    """A client has asked for more than its share."""
 
 
 class NotReady(_Later):
@@ -81,7 +109,13 @@ CODES: tuple[tuple[type[AuditError], grpc.StatusCode], ...] = (
     (BrokenPrompts, grpc.StatusCode.FAILED_PRECONDITION),
     (NotLoaded, grpc.StatusCode.FAILED_PRECONDITION),
     (NotEnded, grpc.StatusCode.FAILED_PRECONDITION),
+    (Closed, grpc.StatusCode.FAILED_PRECONDITION),
+    (Unauthenticated, grpc.StatusCode.UNAUTHENTICATED),
+    (PermissionDenied, grpc.StatusCode.PERMISSION_DENIED),
     (QueueFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (QuotaExceeded, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (OutOfMemory, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (TooLate, grpc.StatusCode.DEADLINE_EXCEEDED),
     (NotReady, grpc.StatusCode.UNAVAILABLE),
     (ShuttingDown, grpc.StatusCode.UNAVAILABLE),
     (StoreDown, grpc.StatusCode.UNAVAILABLE),

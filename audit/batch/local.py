@@ -58,7 +58,7 @@ class LocalWorkers:
             Exception: whatever the audit raises.
         """
         asked = self._subject.confirmation if task.confirms else self._subject
-        with self._batching.lane() as lane:
+        with self._batching.lane(background=True) as lane:  # callers go first
             return self._auditor.audit(
                 task.prompt,
                 sampler=asked.sampler,

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
 
 from audit.errors import BrokenCheckpoint
 
@@ -49,6 +54,21 @@ def weight_files(component: Path) -> list[Path]:
             field="checkpoint",
         )
     raise BrokenCheckpoint(f"{component.name} has no weights", reason="CHECKPOINT_INCOMPLETE", field="checkpoint")
+
+
+def weights_bytes(folder: Path, dtype: torch.dtype) -> int:
+    """Bytes that the weights of a pipeline take in memory, from the headers of its safetensors files.
+
+    Args:
+        folder: of the pipeline. Files that cannot be read count nothing: loading says what is wrong with them.
+        dtype: that the weights will have.
+    """
+    total = 0
+    for component in (path for path in folder.glob("*") if path.is_dir()):
+        for file in component.glob("*.safetensors"):
+            with contextlib.suppress(SafetensorError, OSError), safe_open(file, framework="pt") as tensors:
+                total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    return total * dtype.itemsize
 
 
 def digest_files(files: Sequence[Path], root: Path) -> str:

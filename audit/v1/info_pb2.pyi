@@ -36,12 +36,12 @@ class GetInfoResponse(_message.Message):
     def __init__(self, version: _Optional[str] = ..., libraries: _Optional[_Mapping[str, str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., schedulers: _Optional[_Iterable[str]] = ..., checkpoints: _Optional[_Iterable[_Union[_checkpoint_pb2.CheckpointInfo, _Mapping]]] = ..., references: _Optional[_Iterable[_Union[_reference_pb2.ReferenceInfo, _Mapping]]] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("prompt_characters", "seeds", "steps", "image_side", "queue", "concurrent_audits", "image_bytes", "evaluations", "pixels")
+    __slots__ = ("prompt_characters", "seeds", "steps", "image_side", "queue_evaluations", "concurrent_audits", "image_bytes", "evaluations", "pixels")
     PROMPT_CHARACTERS_FIELD_NUMBER: _ClassVar[int]
     SEEDS_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     IMAGE_SIDE_FIELD_NUMBER: _ClassVar[int]
-    QUEUE_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_EVALUATIONS_FIELD_NUMBER: _ClassVar[int]
     CONCURRENT_AUDITS_FIELD_NUMBER: _ClassVar[int]
     IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     EVALUATIONS_FIELD_NUMBER: _ClassVar[int]
@@ -50,9 +50,9 @@ class Limits(_message.Message):
     seeds: int
     steps: int
     image_side: int
-    queue: int
+    queue_evaluations: int
     concurrent_audits: int
     image_bytes: int
     evaluations: int
     pixels: int
-    def __init__(self, prompt_characters: _Optional[int] = ..., seeds: _Optional[int] = ..., steps: _Optional[int] = ..., image_side: _Optional[int] = ..., queue: _Optional[int] = ..., concurrent_audits: _Optional[int] = ..., image_bytes: _Optional[int] = ..., evaluations: _Optional[int] = ..., pixels: _Optional[int] = ...) -> None: ...
+    def __init__(self, prompt_characters: _Optional[int] = ..., seeds: _Optional[int] = ..., steps: _Optional[int] = ..., image_side: _Optional[int] = ..., queue_evaluations: _Optional[int] = ..., concurrent_audits: _Optional[int] = ..., image_bytes: _Optional[int] = ..., evaluations: _Optional[int] = ..., pixels: _Optional[int] = ...) -> None: ...

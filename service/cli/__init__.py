@@ -14,6 +14,7 @@ from service.cli import (
     batch,
     comparing,
     demonstration,
+    operating,
     phase,
     prompts,
     references,
@@ -33,6 +34,8 @@ app = typer.Typer(
 )
 app.command()(demonstration.demo)
 app.command()(serving.serve)
+app.command()(operating.health)
+app.command()(operating.token)
 app.command()(audits.audit)
 for command in (remote.submit, remote.status, remote.results, remote.cancel):
     batch.app.command()(command)

@@ -161,9 +161,7 @@ def open_local(checkpoint: str, reference: str, device: str, dtype: str) -> Sour
 
 def open_server(target: str, timeout: float | None, audits: int) -> tuple[Source, int]:
     """The source of `--server`, and how many audits to keep in flight there."""
-    from service.client import BasinClient
-
-    client = BasinClient(target, timeout=timeout)
+    client = options.client(target, timeout=timeout)
     return client, 1 if audits == 1 else min(audits, MAX_IN_FLIGHT, max(1, client.info().limits.concurrent_audits))
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,10 +15,38 @@ from audit.errors import InvalidInput
 from audit.v1 import audit_pb2
 from service.pictures import Pictures
 
+if TYPE_CHECKING:
+    from service.client import BasinClient
+
 DEFAULT_SERVER = "localhost:50051"
 SAMPLER = "Sampler"
 BUDGET = "Budget"
 RAY = "Ray"
+
+
+def client(server: str, *, timeout: float | None = None) -> BasinClient:
+    """A client of a server, with the token and the certificates that the environment names.
+
+    Args:
+        server: HOST:PORT or https://HOST:PORT.
+        timeout: seconds that one call may take.
+
+    Raises:
+        InvalidInput: something of them cannot be used.
+    """
+    from service.channel import Identity
+    from service.client import BasinClient
+
+    def file(variable: str) -> Path | None:
+        return Path(os.environ[variable]) if os.environ.get(variable) else None
+
+    identity = Identity(
+        token=os.environ.get("BASIN_TOKEN", ""),
+        ca=file("BASIN_TLS_CA"),
+        certificate=file("BASIN_TLS_CERTIFICATE"),
+        key=file("BASIN_TLS_KEY"),
+    )
+    return BasinClient(server, timeout=timeout, identity=identity)
 
 
 def finite(option: typer.CallbackParam, value: float | None) -> float | None:

@@ -67,7 +67,6 @@ def submit(
     with messages().status("submitting"):
         from audit.v1 import batch_pb2
         from service.batch_wire import pictures_to_proto
-        from service.client import BasinClient
         from service.imported_prompts import find_prompts
 
         spec = batch_pb2.BatchSpec(
@@ -84,7 +83,7 @@ def submit(
             for _ in _messages(file):  # what is wrong with it is told before anything is sent
                 pass
             source = _messages(file)
-        client = BasinClient(server)
+        client = options.client(server)
         id_ = client.submit(spec, source, request_id=request_id)
     print(id_, flush=True)
     with closing(client):
@@ -106,11 +105,10 @@ def status(
     from google.protobuf.json_format import MessageToJson
 
     from service.batch_wire import state_to_proto
-    from service.client import BasinClient
 
     if not batch and wait:
         raise InvalidInput("--wait needs the id of a batch", reason="FLAGS_CONFLICT", field="wait")
-    with closing(BasinClient(server)) as client:
+    with closing(options.client(server)) as client:
         if batch:
             found = [_watch(client, batch) if wait else client.batch(batch)]
         else:
@@ -142,7 +140,6 @@ def results(
     or nothing could be audited.
     """
     with messages().status("loading"):
-        from service.client import BasinClient
         from service.gate import check_condition, gate_values
         from service.remote_batch import fetch, results_so_far
         from service.results import plain, write_results
@@ -150,7 +147,7 @@ def results(
         conditions = fail_on or []
         for condition in conditions:
             check_condition(condition)
-    with closing(BasinClient(server)) as client:
+    with closing(options.client(server)) as client:
         known = _watch(client, batch) if wait else client.batch(batch)
         if conditions and not known.HasField("finish_time"):
             raise InvalidInput("the batch has not ended: add --wait", reason="BATCH_NOT_ENDED", field="fail_on")
@@ -180,9 +177,7 @@ def results(
 
 def cancel(batch: BatchId, server: Server = options.DEFAULT_SERVER) -> None:
     """End a server's batch. What it found is kept."""
-    from service.client import BasinClient
-
-    with closing(BasinClient(server)) as client:
+    with closing(options.client(server)) as client:
         _print_batches([client.cancel_batch(batch)])
 
 

@@ -18,6 +18,9 @@ def serve(
         Path | None, typer.Option(metavar="FILE", help="Settings in YAML; BASIN_CONFIG names one too.")
     ] = None,
     listen: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where gRPC listens.")] = None,
+    health: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT|off", help="Where health checks are answered in plain text, too.")
+    ] = None,
     metrics: Annotated[str | None, typer.Option(metavar="HOST:PORT|off", help="Where /metrics listens.")] = None,
     checkpoint: Annotated[
         list[str] | None, typer.Option(metavar="ID=FOLDER", help="A checkpoint to serve; may be repeated.")
@@ -33,7 +36,12 @@ def serve(
         ),
     ] = None,
     concurrent_audits: Annotated[int | None, typer.Option(help="Audits worked on at once.")] = None,
-    queue: Annotated[int | None, typer.Option(help="Most audits waiting.")] = None,
+    queue_evaluations: Annotated[
+        int | None, typer.Option(help="Most denoiser evaluations that audits, waiting and at work, may plan.")
+    ] = None,
+    model_control: Annotated[
+        str | None, typer.Option(metavar="explicit|start", help="Whether callers may load and unload checkpoints.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads inside one forward pass.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     log_format: Annotated[str | None, typer.Option(help="auto, json or console.")] = None,
@@ -48,12 +56,14 @@ def serve(
         settings = load_settings(
             config,
             listen=listen,
+            health=health,
             metrics=metrics,
             checkpoints=_by_name("checkpoint", checkpoint),
             references=_by_name("reference", reference),
             demo=demo,
             concurrent_audits=concurrent_audits,
-            queue=queue,
+            queue_evaluations=queue_evaluations,
+            model_control=model_control,
             threads=threads,
             log_level=log_level,
             log_format=log_format,

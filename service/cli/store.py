@@ -87,6 +87,24 @@ def info(context: typer.Context, store: StoreUrl = "", run: RunFolder = None) ->
 
 
 @app.command()
+def migrate(
+    store: StoreUrl = "",
+    to: Annotated[str, typer.Option(metavar="VERSION", help="Of the tables, older ones too. [default: newest]")] = "",
+) -> None:
+    """Bring a store's tables up to date, or back to an older version, before another version of Basin works on them.
+
+    A server does the first by itself when it starts. The second has to be done by the newer version, while no server is
+    at work; what only its tables can hold is lost.
+    """
+    if not store:
+        raise InvalidInput("name the store: --store URL or BASIN_STORE", reason="STORE_MISSING", field="store")
+    from service.store.engine import migrate
+
+    before, after = migrate(store, to or "head")
+    print(f"{before or 'none'} -> {after}" if before != after else f"{after}, as before")
+
+
+@app.command()
 def delete(
     context: typer.Context,
     store: StoreUrl = "",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -41,38 +43,82 @@ def connect(url: str, *, make: bool = True) -> Engine:
             store and none is to be made.
         NotFound: the database cannot be reached or written; or there is no such file and none is to be made.
     """
-    parsed = parse_url(url)
-    shown = show(parsed)
-    if not make and (file := sqlite_file(parsed)):
+    if not make and (file := sqlite_file(parse_url(url))):
         version_of(file, field="store")
-    if parsed.get_backend_name() == "postgresql":
-        parsed = parsed.set(drivername="postgresql+psycopg")
-        engine = create_engine(parsed, pool_pre_ping=True, hide_parameters=True, connect_args={"connect_timeout": 10})
-    elif file := sqlite_file(parsed):
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise NotFound(
-                f"cannot make {shown}: {error.strerror}", reason="STORE_UNREACHABLE", field="store"
-            ) from error
-        engine = create_engine(
-            parsed, hide_parameters=True, connect_args={"timeout": PATIENCE, "check_same_thread": False}
-        )
-        event.listen(engine, "connect", _prepare_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
-    else:
-        raise InvalidInput(
-            f"the store must be an SQLite file or PostgreSQL, not {shown}", reason="STORE_UNSUPPORTED", field="store"
-        )
-    event.listen(engine, "handle_error", partial(_explain, shown))
-    try:
-        _migrate(engine, shown, make)
-    except BaseException as error:
-        engine.dispose()
-        if isinstance(error, StoreFailed):
-            raise NotFound(str(error), reason="STORE_UNREACHABLE", field="store") from error
-        raise
+    engine, shown = _open(url)
+    with _reaching(engine), engine.begin() as connection:
+        current = _current(connection, shown)
+        if not current and not make:
+            raise no_store(shown, field="store")
+        if current != _scripts().get_current_head():
+            config = _config()
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
     return engine
+
+
+def migrate(url: str, version: str) -> tuple[str, str]:
+    """Change the version of a store's tables. One that is empty gets them.
+
+    Args:
+        url: of the store.
+        version: "head", or an older one, as `basin store info` calls it.
+
+    Returns:
+        The versions before ("" where there was no store) and after.
+
+    Raises:
+        InvalidInput: there is no such version, or what `connect` raises.
+        NotFound: what `connect` raises.
+    """
+    known = {revision.revision for revision in _scripts().walk_revisions()}
+    if version != "head" and version not in known:
+        raise InvalidInput(
+            f"there is no version {version!r}; there are {', '.join(sorted(known))}",
+            reason="VERSION_UNKNOWN",
+            field="to",
+        )
+    target = _scripts().get_current_head() if version == "head" else version
+    assert target is not None
+    engine, shown = _open(url)
+    with _reaching(engine), engine.begin() as connection:
+        before = _current(connection, shown)
+        if before != target:
+            config = _config()
+            config.attributes["connection"] = connection
+            later = not before or target not in {one.revision for one in _scripts().iterate_revisions(before, "base")}
+            (command.upgrade if later else command.downgrade)(config, target)
+    engine.dispose()
+    return before, target
+
+
+def time_statements(engine: Engine, observe: Callable[[str, float], None]) -> None:
+    """Tell how long the store takes.
+
+    Args:
+        engine: of the store.
+        observe: called with the kind of a statement ("select", "insert", "update", "delete", "commit" or "other") and
+            its seconds.
+    """
+
+    def begin(connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+        connection.info["basin_start"] = time.perf_counter()
+
+    def end(connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+        kind = statement.lstrip()[:6].lower()
+        seconds = time.perf_counter() - connection.info["basin_start"]
+        observe(kind if kind in ("select", "insert", "update", "delete") else "other", seconds)
+
+    def commit(connection: Any) -> None:
+        start = time.perf_counter()
+        do_commit(connection)
+        observe("commit", time.perf_counter() - start)
+
+    event.listen(engine, "before_cursor_execute", begin)
+    event.listen(engine, "after_cursor_execute", end)
+    # There is an event before a commit, and none after it.
+    do_commit = engine.dialect.do_commit
+    engine.dialect.do_commit = commit  # type: ignore[assignment, method-assign]
 
 
 def parse_url(url: str) -> URL:
@@ -176,19 +222,61 @@ def _prepare_sqlite(connection: Any, record: object) -> None:
     connection.execute("PRAGMA secure_delete = ON")  # what was deleted is gone from the file
 
 
-def _migrate(engine: Engine, shown: str, make: bool) -> None:
-    with engine.begin() as connection:
-        if engine.dialect.name == "postgresql":
-            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7314011)")  # one migrates, the others wait
-        current = MigrationContext.configure(connection).get_current_heads()
-        if not current and not make:
-            raise no_store(shown, field="store")
-        for version in current:
-            check_version(version, shown, field="store")
-        if set(current) != set(_scripts().get_heads()):
-            config = _config()
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+def _open(url: str) -> tuple[Engine, str]:
+    """An engine, whatever the tables are, and its URL for people.
+
+    Raises:
+        InvalidInput, NotFound: as `connect` does.
+    """
+    parsed = parse_url(url)
+    shown = show(parsed)
+    if parsed.get_backend_name() == "postgresql":
+        parsed = parsed.set(drivername="postgresql+psycopg")
+        engine = create_engine(parsed, pool_pre_ping=True, hide_parameters=True, connect_args={"connect_timeout": 10})
+    elif file := sqlite_file(parsed):
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise NotFound(
+                f"cannot make {shown}: {error.strerror}", reason="STORE_UNREACHABLE", field="store"
+            ) from error
+        engine = create_engine(
+            parsed, hide_parameters=True, connect_args={"timeout": PATIENCE, "check_same_thread": False}
+        )
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    else:
+        raise InvalidInput(
+            f"the store must be an SQLite file or PostgreSQL, not {shown}", reason="STORE_UNSUPPORTED", field="store"
+        )
+    event.listen(engine, "handle_error", partial(_explain, shown))
+    return engine, shown
+
+
+@contextmanager
+def _reaching(engine: Engine) -> Iterator[None]:
+    """Let go of an engine where it is of no use."""
+    try:
+        yield
+    except BaseException as error:
+        engine.dispose()
+        if isinstance(error, StoreFailed):
+            raise NotFound(str(error), reason="STORE_UNREACHABLE", field="store") from error
+        raise
+
+
+def _current(connection: Connection, shown: str) -> str:
+    """The version of the tables that are there, "" of none. Whoever asks is the only one that may change it.
+
+    Raises:
+        InvalidInput: a newer Basin made them.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7314011)")  # one migrates, the others wait
+    for version in MigrationContext.configure(connection).get_current_heads():
+        check_version(version, shown, field="store")
+        return version
+    return ""
 
 
 def _config() -> Config:

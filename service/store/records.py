@@ -11,6 +11,8 @@ from audit.batch.discovery import Answer
 #: States of a batch; tasks are pending, running, done or failed.
 RUNNING, PAUSED, DONE, CANCELLED, FAILED = BATCH_STATES = ("running", "paused", "done", "cancelled", "failed")
 PENDING = "pending"
+#: Of tasks.
+TASK_STATES = (PENDING, RUNNING, DONE, FAILED)
 #: Note of a batch whose deletion has begun, and is to be ended.
 DELETING = "being deleted"
 

@@ -166,6 +166,24 @@ class Store:
         with self._readers.connect() as connection:
             return [_batch(row) for row in connection.execute(query)]
 
+    def states(self) -> dict[str, int]:
+        """How many batches are in each state."""
+        query = select(BatchRow.state, func.count()).group_by(BatchRow.state)
+        with self._readers.connect() as connection:
+            return {row[0]: row[1] for row in connection.execute(query)}
+
+    def tasks(self) -> dict[tuple[str, str, str], int]:
+        """How many tasks of running batches there are, by batch, checkpoint and state."""
+        of = (TaskRow.batch, TaskRow.checkpoint, TaskRow.state)
+        query = (
+            select(*of, func.count())
+            .join(BatchRow, BatchRow.id == TaskRow.batch)
+            .where(BatchRow.state == RUNNING)
+            .group_by(*of)
+        )
+        with self._readers.connect() as connection:
+            return {(row[0], row[1], row[2]): row[3] for row in connection.execute(query)}
+
     def set_state(self, id_: str, state: str, note: str = "", *, among: Sequence[str] = BATCH_STATES) -> bool:
         """Let a batch run, pause or end.
 

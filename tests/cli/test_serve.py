@@ -16,9 +16,10 @@ from tests.cli.conftest import Basin, is_one_error, start_basin
 
 def test_serves_what_the_flags_name_until_sigterm(tmp_path: Path) -> None:
     """Flags reach the server; SIGTERM ends it with 0."""
-    (tmp_path / "basin.yaml").write_text("limits: {seeds: 20}\nqueue: 3\n")
+    (tmp_path / "basin.yaml").write_text("limits: {seeds: 20}\nqueue_evaluations: 3\n")
     process = start_basin(
-        "serve", "--config", tmp_path / "basin.yaml", "--listen", "127.0.0.1:0", "--metrics", "off", "--queue", 5,
+        "serve", "--config", tmp_path / "basin.yaml", "--listen", "127.0.0.1:0", "--metrics", "off",
+        "--queue-evaluations", 5,
         "--checkpoint", f"mine={demo.CHECKPOINT}", "--reference", f"train={demo.REFERENCE}", "--log-format", "json",
     )  # fmt: skip
     try:
@@ -30,7 +31,7 @@ def test_serves_what_the_flags_name_until_sigterm(tmp_path: Path) -> None:
             info = client.info()
         assert [checkpoint.id for checkpoint in info.checkpoints] == ["mine"]
         assert [reference.name for reference in info.references] == ["train"]
-        assert (info.limits.seeds, info.limits.queue) == (20, 5)
+        assert (info.limits.seeds, info.limits.queue_evaluations) == (20, 5)
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
     finally:
@@ -47,7 +48,7 @@ def test_serves_what_the_flags_name_until_sigterm(tmp_path: Path) -> None:
         (("--config", "wrong.yaml"), ["bogus"]),
         (("--listen", "nowhere"), ["listen", "nowhere"]),
         (("--metrics", "nowhere"), ["metrics", "nowhere"]),
-        (("--queue", "-1"), ["queue"]),
+        (("--queue-evaluations", "0"), ["queue_evaluations"]),
         (("--log-level", "loud"), ["log_level"]),
         (("--checkpoint", "folder"), ["NAME=FOLDER", "folder"]),
         (("--checkpoint", "a b=folder"), ["a b"]),

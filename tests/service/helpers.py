@@ -38,8 +38,9 @@ LONG = 120
 class Client:
     """Stubs of a server's services, and its metrics."""
 
-    def __init__(self, address: str, metrics_address: str = "") -> None:
+    def __init__(self, address: str, metrics_address: str = "", health_address: str = "") -> None:
         self.address = address
+        self.health_address = health_address
         self.channel = grpc.insecure_channel(address, options=(("grpc.max_receive_message_length", -1),))
         self.audits = audit_pb2_grpc.AuditServiceStub(self.channel)
         self.batches = batch_pb2_grpc.BatchServiceStub(self.channel)
@@ -53,7 +54,7 @@ class Client:
     @classmethod
     def of(cls, server: RunningServer) -> Client:
         """Of a server in this process."""
-        return cls(server.address, server.metrics_address)
+        return cls(server.address, server.metrics_address, server.health_address)
 
     def health(self, service: str = "") -> int:
         """Status of a health service."""

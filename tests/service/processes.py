@@ -52,10 +52,15 @@ class Process:
             assert time.monotonic() < end, self._log.read_text()
             time.sleep(0.05)
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._process.pid is not None
+        return self._process.pid
+
     def signal(self, number: int = signal.SIGTERM) -> None:
         """Ask it to end."""
-        assert self._process.pid is not None
-        os.kill(self._process.pid, number)
+        os.kill(self.pid, number)
 
     def ends(self) -> int:
         """Its exit code."""

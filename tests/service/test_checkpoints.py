@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
 import pytest
+import torch
 
+from audit import demo
+from audit.model.files import weights_bytes
 from audit.v1 import audit_pb2, checkpoint_pb2
 from tests.service.helpers import LONG, SERVING, Client, endless, eventually, failure, small, unhurried, until_sampling
 
@@ -29,12 +33,12 @@ def _listed(client: Client, id_: str) -> checkpoint_pb2.CheckpointInfo:
 
 def test_list_says_what_is_loaded(client: Client) -> None:
     """A loaded checkpoint tells what it is; one on disk only its id."""
-    demo = _listed(client, "demo")
-    assert demo.state == checkpoint_pb2.CHECKPOINT_STATE_READY
-    assert demo.digest.startswith("sha256:")
-    assert demo.family == "StableDiffusionPipeline"
-    assert demo.parameters > 10_000
-    assert demo.calibrated
+    loaded = _listed(client, "demo")
+    assert loaded.state == checkpoint_pb2.CHECKPOINT_STATE_READY
+    assert loaded.digest.startswith("sha256:")
+    assert loaded.family == "StableDiffusionPipeline"
+    assert loaded.parameters > 10_000
+    assert loaded.calibrated
     other = _listed(client, "copy")
     assert other == checkpoint_pb2.CheckpointInfo(id="copy", state=checkpoint_pb2.CHECKPOINT_STATE_UNLOADED)
 
@@ -171,3 +175,44 @@ def test_unknown_checkpoint(client: Client, act: object) -> None:
     assert (unknown.code, unknown.reason) == (grpc.StatusCode.NOT_FOUND, "CHECKPOINT_NOT_FOUND")
     empty = failure(lambda: act(client, ""))
     assert (empty.code, empty.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ("checkpoint",))
+
+
+def test_the_one_idle_for_longest_makes_room(
+    launch: Callable[..., Client], folders: dict[str, Path], prompts: list[str]
+) -> None:
+    """Under a memory budget, loading a checkpoint pushes out another one that nobody uses, and never a used one."""
+    size = weights_bytes(demo.CHECKPOINT, torch.float32)
+    names = ("a", "b", "c")
+    entries = {name: {"folder": folders["copy"], "preload": False} for name in names}
+    own = launch(checkpoints=entries, demo=False, checkpoint_memory_bytes=int(2.5 * size), model_control="explicit")
+
+    def loaded() -> set[str]:
+        return {name for name in names if own.metric("basin_checkpoint_loaded", checkpoint=name)}
+
+    _load(own, "a")
+    assert own.metric("basin_checkpoint_memory_bytes", checkpoint="a") == size
+    _load(own, "b")
+    own.audit(small(prompts[0], checkpoint="a"))
+    _load(own, "c")
+    assert loaded() == {"a", "c"}
+    assert own.metric("basin_checkpoint_evictions_total") == 1
+    calls = [own.stream(endless(prompts[0], checkpoint=name)) for name in ("a", "c")]
+    for call in calls:
+        until_sampling(call)
+    refused = failure(lambda: _load(own, "b"))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "CHECKPOINT_MEMORY")
+    assert loaded() == {"a", "c"}
+    assert own.metric("basin_checkpoint_loads_total", checkpoint="b", result="failed") == 1
+    for call in calls:
+        call.cancel()
+    eventually(lambda: own.metric("basin_audits_in_flight") == 0)
+    _load(own, "b")
+    assert "b" in loaded()
+
+
+def test_a_size_is_known_before_loading(folders: dict[str, Path]) -> None:
+    """From the headers of the files, for any precision; what cannot be read counts nothing."""
+    whole = weights_bytes(demo.CHECKPOINT, torch.float32)
+    assert weights_bytes(demo.CHECKPOINT, torch.float16) == whole / 2
+    assert 0 < weights_bytes(folders["damaged"], torch.float32) < whole
+    assert weights_bytes(folders["missing"], torch.float32) == 0

@@ -42,20 +42,20 @@ def test_the_store_is_in_the_users_data_folder(tmp_path: Path, monkeypatch: pyte
 
 def test_flags_over_environment_over_file(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of several sources the first that says something counts, part by part."""
-    file = write("listen: 1.1.1.1:1\nqueue: 1\nconcurrent_audits: 1\nlimits: {seeds: 30, steps: 31}\n")
-    monkeypatch.setenv("BASIN_QUEUE", "2")
+    file = write("listen: 1.1.1.1:1\nqueue_evaluations: 1\nconcurrent_audits: 1\nlimits: {seeds: 30, steps: 31}\n")
+    monkeypatch.setenv("BASIN_QUEUE_EVALUATIONS", "2")
     monkeypatch.setenv("BASIN_CONCURRENT_AUDITS", "2")
     monkeypatch.setenv("BASIN_LIMITS__SEEDS", "32")
     settings = load_settings(file, concurrent_audits=3, grace_seconds=None)
-    assert (settings.listen, settings.queue, settings.concurrent_audits) == ("1.1.1.1:1", 2, 3)
+    assert (settings.listen, settings.queue_evaluations, settings.concurrent_audits) == ("1.1.1.1:1", 2, 3)
     assert (settings.limits.seeds, settings.limits.steps) == (32, 31)
     assert settings.grace_seconds == Settings().grace_seconds
 
 
 def test_file_from_the_environment(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """BASIN_CONFIG names the file when no flag does."""
-    monkeypatch.setenv("BASIN_CONFIG", str(write("queue: 7")))
-    assert load_settings().queue == 7
+    monkeypatch.setenv("BASIN_CONFIG", str(write("queue_evaluations: 7")))
+    assert load_settings().queue_evaluations == 7
 
 
 def test_variables_of_kubernetes_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,8 +108,8 @@ def test_metrics_off(write: Any, off: str) -> None:
     [
         ("colour: red", "there is no setting colour"),
         ("limits: {colour: 1}", "there is no setting limits.colour"),
-        ("queue: many", "queue: "),
-        ("queue: -1", "queue: "),
+        ("queue_evaluations: many", "queue_evaluations: "),
+        ("queue_evaluations: 0", "queue_evaluations: "),
         ("listen: here", "listen: 'here' is not HOST:PORT"),
         ("listen: localhost:70000", "listen: 'localhost:70000' is not HOST:PORT"),
         ("metrics: here", "metrics: 'here' is not HOST:PORT"),

@@ -33,7 +33,7 @@ from service.status import (
 
 async def test_line_is_first_come_first_served() -> None:
     """Places are given in the order of arrival, and positions count those ahead."""
-    line = Line(2, 2, "things", "FULL")
+    line = Line(2, 4, "things", "FULL")
     one, two, three, four = (line.enter() for _ in range(4))
     assert [ticket.called.is_set() for ticket in (one, two, three, four)] == [True, True, False, False]
     assert (line.busy, line.waiting, line.ahead(three), line.ahead(four)) == (2, 2, 0, 1)
@@ -47,8 +47,8 @@ async def test_line_is_first_come_first_served() -> None:
 
 
 async def test_line_without_a_waiting_room() -> None:
-    """A line of length 0 takes as many as have places."""
-    line = Line(1, 0, "things", "FULL")
+    """Where no more may be there than have places, nobody waits."""
+    line = Line(1, 1, "things", "FULL")
     ticket = line.enter()
     with pytest.raises(QueueFull):
         line.enter()
@@ -56,12 +56,28 @@ async def test_line_without_a_waiting_room() -> None:
     assert line.enter().called.is_set()
 
 
+async def test_line_weighs_what_is_to_be_done() -> None:
+    """What is there and what comes together weigh no more than may; alone, something heavier gets in."""
+    line = Line(8, 100, "rows", "FULL", seconds=lambda weight: weight / 10)
+    heavy = line.enter(500)
+    with pytest.raises(QueueFull) as full:
+        line.enter(1)
+    assert full.value.retry_seconds == 40.1
+    line.leave(heavy)
+    tickets = [line.enter(30) for _ in range(3)]
+    assert line.weight == 90
+    with pytest.raises(QueueFull, match="90 rows wait or are being worked on, at most 100 may: no room for 30 more"):
+        line.enter(30)
+    line.leave(tickets[0])
+    line.enter(40)
+
+
 @given(st.lists(st.integers(-1, 5), max_size=60))
 def test_line_never_loses_a_place(steps: list[int]) -> None:
     """Whatever comes and goes, places are neither lost nor given twice."""
 
     async def play() -> None:
-        line, tickets = Line(2, 3, "things", "FULL"), list[Ticket]()
+        line, tickets = Line(2, 5, "things", "FULL"), list[Ticket]()
         for step in steps:
             if step < 0:
                 try:

@@ -1,4 +1,4 @@
-"""The bounded queue and request ids."""
+"""The bounded queue, deadlines and request ids."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.service.helpers import Client, endless, eventually, failure, failure_
 
 @pytest.fixture(scope="module")
 def narrow(launch: Callable[..., Client]) -> Client:
-    """A server that works on one audit and lets one wait."""
-    return launch(concurrent_audits=1, queue=1)
+    """A server that works on one audit at a time, and has room for two long ones."""
+    return launch(concurrent_audits=1, queue_evaluations=2 * 57_600)
 
 
 def test_full_queue_refuses_at_once(narrow: Client, prompts: list[str]) -> None:
@@ -27,8 +27,9 @@ def test_full_queue_refuses_at_once(narrow: Client, prompts: list[str]) -> None:
     assert (first.stage, first.queue_position, first.evaluations) == ("queued", 0, 0)
     assert first.planned_evaluations == 57_600
     assert narrow.metric("basin_queue_depth") == narrow.metric("basin_audits_in_flight") == 1
+    assert narrow.metric("basin_queue_evaluations") == narrow.metric("basin_queue_evaluations_limit") == 2 * 57_600
     for refused in (
-        failure(lambda: narrow.audit(small(prompts[2]))),
+        failure(lambda: narrow.audits.Audit(small(prompts[2]))),
         failure(lambda: list(narrow.stream(small(prompts[2])))),
     ):
         assert refused.code is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -37,29 +38,60 @@ def test_full_queue_refuses_at_once(narrow: Client, prompts: list[str]) -> None:
         assert refused.retry_seconds > 0
     assert narrow.health() == narrow.health("liveness") == 1
     assert narrow.metric("basin_audits_total", code="RESOURCE_EXHAUSTED") == 2
+    assert narrow.metric("basin_errors_total", reason="QUEUE_FULL") == 2
 
     waiting.cancel()  # it gives its place away, and never begins
     eventually(lambda: narrow.metric("basin_queue_depth") == 0)
     waits_before = narrow.metric("basin_queue_wait_seconds_count")
     with ThreadPoolExecutor(1) as callers:
-        patient = callers.submit(narrow.audit, small(prompts[2]))
+        patient = callers.submit(lambda: narrow.audits.Audit(small(prompts[2])).report)
         eventually(lambda: narrow.metric("basin_queue_depth") == 1)
         working.cancel()
         assert patient.result().cost.queue_seconds > 0
     assert narrow.metric("basin_queue_wait_seconds_count") == waits_before + 1
 
 
-def test_deadline_in_the_queue(narrow: Client, prompts: list[str]) -> None:
-    """An audit whose deadline passes while it waits never begins."""
+def test_a_deadline_that_the_queue_would_pass_is_refused_at_once(narrow: Client, prompts: list[str]) -> None:
+    """The caller learns when there would be time, and no place in the line is taken."""
     working = narrow.stream(endless(prompts[0]))
     until_sampling(working)
     begun = narrow.metric("basin_queue_wait_seconds_count")
-    late = failure(lambda: narrow.audit(small(prompts[1]), timeout=0.3))
-    assert late.code is grpc.StatusCode.DEADLINE_EXCEEDED
-    eventually(lambda: narrow.metric("basin_queue_depth") == 0)
+    late = failure(lambda: narrow.audit(small(prompts[1]), timeout=0.5))
+    assert (late.code, late.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "DEADLINE_BEHIND_QUEUE")
+    assert late.retry_seconds is not None
+    assert late.retry_seconds > 0
+    assert narrow.metric("basin_queue_depth") == 0
     working.cancel()
     eventually(lambda: narrow.metric("basin_audits_in_flight") == 0)
     assert narrow.metric("basin_queue_wait_seconds_count") == begun
+
+
+def test_a_deadline_shorter_than_the_work_is_refused_at_once(narrow: Client, prompts: list[str]) -> None:
+    """Also by an idle server, once it knows its pace; waiting would help nobody, so there is no time to retry."""
+    narrow.audit(small(prompts[0]))
+    begun = narrow.metric("basin_queue_wait_seconds_count")
+    late = failure(lambda: narrow.audit(endless(prompts[1]), timeout=1.0))
+    assert (late.code, late.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_TOO_SHORT")
+    assert late.retry_seconds is None
+    assert narrow.metric("basin_queue_wait_seconds_count") == begun
+
+
+def test_deadline_in_the_queue(launch: Callable[..., Client], prompts: list[str]) -> None:
+    """An audit that joins one before it shares its place; where its deadline passes it leaves, and never begins."""
+    own = launch(concurrent_audits=1)
+    working = own.stream(endless(prompts[0]))
+    until_sampling(working)
+    begun = own.metric("basin_queue_wait_seconds_count")
+    waiting = own.stream(small(prompts[1], request_id="shared"))
+    next(waiting)
+    late = failure(lambda: own.audit(small(prompts[1], request_id="shared"), timeout=0.3))
+    assert late.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert own.metric("basin_queue_depth") == 1
+    waiting.cancel()
+    eventually(lambda: own.metric("basin_queue_depth") == 0)
+    working.cancel()
+    eventually(lambda: own.metric("basin_audits_in_flight") == 0)
+    assert own.metric("basin_queue_wait_seconds_count") == begun
 
 
 def test_request_id_repeats_the_answer(client: Client, prompts: list[str]) -> None:

@@ -37,7 +37,7 @@ def test_info(client: Client) -> None:
     assert info.version
     assert {"torch", "diffusers"} <= set(info.libraries)
     assert list(info.schedulers) == list(SCHEDULERS)
-    assert (info.limits.prompt_characters, info.limits.seeds, info.limits.queue) == (300, 64, 64)
+    assert (info.limits.prompt_characters, info.limits.seeds, info.limits.queue_evaluations) == (300, 64, 200_000)
     assert all(value for _, value in info.limits.ListFields())
     assert len(info.limits.ListFields()) == len(info_pb2.Limits.DESCRIPTOR.fields)
     assert "demo" in [checkpoint.id for checkpoint in info.checkpoints]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from audit.model.batching import BatchingDenoiser
+from audit.model.batching import MOST_PASSED_OVER, BatchingDenoiser
 from audit.model.denoiser import Condition, Denoiser, repeat
 from tests.audit.makers import clusters, exact_denoiser
 
@@ -67,7 +67,9 @@ def run_together(batching: BatchingDenoiser, works: list[Callable[[Denoiser], ob
 def test_lanes_get_what_they_would_alone() -> None:
     """Rows of several lanes at different timesteps are merged into one pass and come back to their owners."""
     inner, passes = Gated(), []
-    batching = BatchingDenoiser(inner, max_wait=LONG, on_batch=lambda rows, seconds: passes.append((rows, seconds)))
+    batching = BatchingDenoiser(
+        inner, max_wait=LONG, on_batch=lambda rows, background, seconds: passes.append((rows, seconds))
+    )
     try:
         results = run_together(
             batching, [lambda lane, t=t: (t, *call(lane, inner, t, rows=1 + t % 3)) for t in (5, 250, 700, 999)]
@@ -279,3 +281,73 @@ def test_an_empty_call_is_answered() -> None:
     finally:
         batching.close()
     assert inner.batches == []
+
+
+def test_the_foreground_goes_first_and_never_starves_the_background() -> None:
+    """A call from the background is passed over so often as it may be, and then goes with the next pass."""
+    inner, passes = Gated(), []
+    batching = BatchingDenoiser(
+        inner, max_rows=2, max_wait=0.0, on_batch=lambda rows, background, seconds: passes.append((rows, background))
+    )
+    calls = MOST_PASSED_OVER + 3
+    inner.gate.clear()
+    try:
+        with ThreadPoolExecutor(calls + 2) as pool, batching.lane(background=True) as behind, batching.lane() as front:
+            first = pool.submit(call, front, inner, 1)
+            assert inner.entered.acquire(timeout=LONG)
+            waiting = [pool.submit(call, behind, inner, 500)]
+            arrived(batching, 1)
+            for number in range(calls):
+                waiting.append(pool.submit(call, front, inner, 100 + number))
+                arrived(batching, 2 + number)
+            inner.gate.set()
+            for future in (first, *waiting):
+                future.result(LONG)
+    finally:
+        batching.close()
+    assert [batch[0] for batch in inner.batches].index(500) == 1 + MOST_PASSED_OVER
+    assert passes[1 + MOST_PASSED_OVER] == (2, 2)
+
+
+def test_the_background_fills_no_pass_of_the_foreground() -> None:
+    """Rows cost time, which callers would wait for; among themselves calls from the background are merged."""
+    inner = Gated()
+    batching = BatchingDenoiser(inner, max_wait=0.0)
+    inner.gate.clear()
+    try:
+        with ThreadPoolExecutor(4) as pool, batching.lane(background=True) as behind, batching.lane() as front:
+            futures = [pool.submit(call, behind, inner, 1)]
+            assert inner.entered.acquire(timeout=LONG)
+            for number, (lane, t) in enumerate(((behind, 2), (behind, 3), (front, 4))):
+                futures.append(pool.submit(call, lane, inner, t))
+                arrived(batching, 1 + number)
+            inner.gate.set()
+            for future in futures:
+                future.result(LONG)
+    finally:
+        batching.close()
+    assert inner.batches == [[1, 1], [4, 4], [2, 2, 3, 3]]
+
+
+def test_a_straggler_of_the_foreground_is_waited_for() -> None:
+    """While the foreground is between two calls, the background begins no pass that it would have to wait for."""
+    inner = Gated()
+    batching = BatchingDenoiser(inner, max_rows=2, max_wait=LONG)
+    try:
+        with ThreadPoolExecutor(1) as pool, batching.lane(background=True) as behind:
+            with batching.lane() as front:
+                waiting = pool.submit(call, behind, inner, 1)
+                arrived(batching, 1)
+                call(front, inner, 2)
+            waiting.result(LONG)
+    finally:
+        batching.close()
+    assert inner.batches == [[2, 2], [1, 1]]
+
+
+def arrived(batching: BatchingDenoiser, count: int) -> None:
+    """Wait until so many calls wait."""
+    end = time.monotonic() + LONG
+    while len(batching._waiting) < count:
+        assert time.monotonic() < end
+        time.sleep(0.001)

@@ -167,7 +167,7 @@ def test_batches_become_as_small_as_they_have_to(fit: int, left: int) -> None:
     """Every lane has its answer, and later batches are of the size that fits."""
     inner, passes = Tight(fit), []
     with closing(
-        BatchingDenoiser(inner, max_rows=64, max_wait=LONG, on_batch=lambda rows, seconds: passes.append(rows))
+        BatchingDenoiser(inner, max_rows=64, max_wait=LONG, on_batch=lambda rows, *_: passes.append(rows))
     ) as batching:
         assert together(batching, [lambda lane, t=t: inner.call(lane, 16, t) for t in (5, 250, 700, 999)]) == [None] * 4
         assert batching.max_rows == left

@@ -24,3 +24,18 @@ def upgrade() -> None:
         # The planner's statistics would hold samples of them, and keep those after the rows are gone.
         for table, column in _TEXTS:
             op.execute(f"ALTER TABLE {table} ALTER COLUMN {column} SET STATISTICS 0")
+
+
+def downgrade() -> None:
+    """Back: when something was removed is forgotten, and that it was."""
+    if op.get_context().dialect.name == "postgresql":
+        for table, column in _TEXTS:
+            op.execute(f"ALTER TABLE {table} ALTER COLUMN {column} SET STATISTICS -1")
+    op.drop_index("results_with_pictures", "results")
+    op.drop_index("results_with_prompt", "results")
+    for table, column in (
+        ("results", "pictures_removed"),
+        ("results", "prompt_removed"),
+        ("batches", "prompts_removed"),
+    ):
+        op.drop_column(table, column)
