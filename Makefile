@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 CONSTRAINTS := deploy/constraints.txt
-DEBIAN := chromium dataset-fashion-mnist postgresql prometheus
+DEBIAN := chromium dataset-fashion-mnist faketime postgresql prometheus
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
