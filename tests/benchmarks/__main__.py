@@ -21,6 +21,9 @@ NAMES = (
     "pages",
     "kills",
     "ray",
+    "overload",
+    "service",
+    "cold_start",
 )
 OUT = Path(__file__).parents[2] / "docs" / "benchmarks"
 

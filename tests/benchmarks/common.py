@@ -75,12 +75,22 @@ def forward_seconds(rows: int, repeats: int = 20) -> float:
 
 
 @contextmanager
-def served() -> Iterator[tuple[BasinClient, int]]:
-    """A real `basin serve` with the demo checkpoint on loopback: its client and its process id."""
+def served(*flags: str) -> Iterator[tuple[BasinClient, int]]:
+    """A real `basin serve` with the demo checkpoint on loopback and these flags: its client and its process id."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "service.cli", "serve", "--listen", f"127.0.0.1:{port}", "--metrics", "off"]
+    command = [
+        sys.executable,
+        "-m",
+        "service.cli",
+        "serve",
+        "--listen",
+        f"127.0.0.1:{port}",
+        "--metrics",
+        "off",
+        *flags,
+    ]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         client, deadline = BasinClient(f"127.0.0.1:{port}"), time.monotonic() + 180

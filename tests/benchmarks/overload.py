@@ -1,0 +1,165 @@
+"""A server that is offered ten times what it can do."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from typing import Any
+
+import grpc
+import numpy as np
+import psutil
+from grpc_health.v1 import health_pb2
+
+from audit.v1 import audit_pb2
+from service.client import BasinClient, ServiceError
+from tests.benchmarks.common import BENCHMARK_SEED, markdown, served, truth
+from tests.benchmarks.load import Tally, offer
+
+AUDIT, NOTHING = "/audit.v1.AuditService/Audit", "/nothing.Nothing/Nothing"
+ROUNDS = 3
+#: Seconds of each measurement.
+SPAN = 40.0
+#: Audits that are kept going to find out what the server can do.
+CLIENTS = 24
+#: Of an audit here, and how many of them wait or are worked on.
+EVALUATIONS, ROOM = 4 * 18, 32
+TIMES = 10
+
+
+def run() -> str:
+    """The table, as Markdown."""
+    prompts = [row.prompt for row in truth()]
+    requests = [_request(prompt) for prompt in prompts]
+    contents = [request.SerializeToString() for request in requests]
+    rows, health, memory = [], list[float](), 0.0
+    flags = ("--queue-evaluations", str(ROOM * EVALUATIONS))
+    with served(*flags) as (client, pid), _nothing() as idle:
+        process = psutil.Process(pid)
+        _keep_busy(client, requests, 10.0)
+        before = process.memory_info().rss / 2**20
+        for _ in range(ROUNDS):
+            best = _keep_busy(client, requests, SPAN) / SPAN
+            offered = TIMES * best
+
+            def check(channel: grpc.aio.Channel) -> asyncio.Future[None]:
+                return asyncio.ensure_future(_check(channel, health))
+
+            flood = offer(client.target, AUDIT, contents, rate=offered, seconds=SPAN, timeout=60, beside=check)
+            memory = max(memory, process.memory_info().rss / 2**20)
+            with ThreadPoolExecutor(1) as busy:  # so that both have the same neighbours
+                meanwhile = busy.submit(_keep_busy, client, requests, SPAN)
+                nothing = offer(idle, NOTHING, [b""], rate=offered, seconds=SPAN, timeout=60)
+                meanwhile.result()
+            rows.append((best, flood, nothing))
+    ratios = [flood.codes[grpc.StatusCode.OK] / flood.span / best for best, flood, _ in rows]
+    refused = [_late(flood, grpc.StatusCode.RESOURCE_EXHAUSTED) for _, flood, _ in rows]
+    answered = [_late(nothing, grpc.StatusCode.OK) for _, _, nothing in rows]
+    relative = [one / other for one, other in zip(refused, answered, strict=True)]
+    others = sum((flood.codes for _, flood, _ in rows), start=type(rows[0][1].codes)())
+    others -= type(others)({grpc.StatusCode.OK: others[grpc.StatusCode.OK]})
+    return f"""# Overload
+
+`python -m tests.benchmarks overload`: `basin serve` on loopback with room for {ROOM} audits of {EVALUATIONS} denoiser
+evaluations, offered {TIMES} times what it does with {CLIENTS} callers who wait for their answers, at a rate that waits
+for nothing; {SPAN:g} seconds a measurement, {ROUNDS} rounds. The server without anything to do is another process of
+grpc.aio that answers nothing at all, called at the same rate while Basin works at its best. Answers without a verdict:
+{", ".join(f"{code.name} {count:,}" for code, count in others.items() if count)}.
+
+{
+        markdown(
+            ["", "median", "lowest", "highest"],
+            [
+                ["verdicts a second, over the best", *_range(ratios, "{:.2f}")],
+                ["a refusal, 99% within (ms)", *_range([1000 * value for value in refused], "{:.1f}")],
+                [
+                    "an answer of the server without anything to do, 99% within (ms)",
+                    *_range([1000 * value for value in answered], "{:.1f}"),
+                ],
+                ["the former over the latter", *_range(relative, "{:.2f}")],
+            ],
+        )
+    }
+
+A health check meanwhile: 99% within {1000 * np.quantile(health, 0.99):.0f} ms (of {len(health):,}). Resident memory: {
+        before:,.0f}
+MB before, {memory:,.0f} MB at most.
+"""
+
+
+def _range(values: list[float], form: str) -> list[str]:
+    return [form.format(value) for value in (np.median(values), min(values), max(values))]
+
+
+def _late(tally: Tally, code: grpc.StatusCode) -> float:
+    return float(np.quantile(tally.seconds[code], 0.99))
+
+
+def _request(prompt: str) -> audit_pb2.AuditRequest:
+    request = audit_pb2.AuditRequest(prompt=prompt, checkpoint="demo")
+    request.sampler.MergeFrom(audit_pb2.SamplerOptions(steps=18, guidance=1.0))
+    request.budget.MergeFrom(audit_pb2.BudgetOptions(seeds=4, first_seed=BENCHMARK_SEED, curvature="off"))
+    return request
+
+
+def _keep_busy(client: BasinClient, requests: list[audit_pb2.AuditRequest], seconds: float) -> int:
+    """How many audits so many callers get in so many seconds."""
+    end = time.perf_counter() + seconds
+
+    def call(number: int) -> int:
+        count = 0
+        while time.perf_counter() < end:
+            try:
+                client.audit(requests[(number + CLIENTS * count) % len(requests)])
+            except ServiceError as error:
+                assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+                continue
+            count += time.perf_counter() < end
+        return count
+
+    with ThreadPoolExecutor(CLIENTS) as callers:
+        return sum(callers.map(call, range(CLIENTS)))
+
+
+async def _check(channel: grpc.aio.Channel, seconds: list[float]) -> None:
+    call = channel.unary_unary("/grpc.health.v1.Health/Check")
+    content = health_pb2.HealthCheckRequest(service="liveness").SerializeToString()
+    while True:
+        start = time.perf_counter()
+        await call(content, timeout=60)
+        seconds.append(time.perf_counter() - start)
+        await asyncio.sleep(0.05)
+
+
+@contextmanager
+def _nothing() -> Iterator[str]:
+    """HOST:PORT of a server that does nothing."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve_nothing, args=(theirs,), daemon=True)
+    process.start()
+    yield ours.recv()
+    process.kill()
+    process.join()
+
+
+def _serve_nothing(pipe: Connection) -> None:
+    async def answer(request: bytes, context: Any) -> bytes:
+        return b""
+
+    async def serve() -> None:
+        server = grpc.aio.server()
+        service, _, method = NOTHING[1:].partition("/")
+        handlers = {method: grpc.unary_unary_rpc_method_handler(answer)}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        pipe.send(f"127.0.0.1:{port}")
+        await server.wait_for_termination()
+
+    asyncio.run(serve())
