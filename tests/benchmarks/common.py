@@ -80,18 +80,8 @@ def served(*flags: str) -> Iterator[tuple[BasinClient, int]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "service.cli",
-        "serve",
-        "--listen",
-        f"127.0.0.1:{port}",
-        "--metrics",
-        "off",
-        *flags,
-    ]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "service.cli", "serve", "--listen", f"127.0.0.1:{port}", "--metrics", "off"]
+    server = subprocess.Popen([*command, *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         client, deadline = BasinClient(f"127.0.0.1:{port}"), time.monotonic() + 180
         while True:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
+import grpc
 import numpy as np
 
 from audit.auditor import Auditor, Budget
@@ -48,9 +49,8 @@ def run() -> str:
 
 `python -m tests.benchmarks service`: an audit at the default budget ({evaluations} evaluations) by one client of
 `basin serve` on loopback, over the same prompt and seeds by `Auditor.audit` in another process, one after the other in
-changing order; {PAIRS} pairs, median and its 95% interval (bootstrap). Metrics: CPU seconds of a call, over {
-        CALLS:,} calls,
-times the calls of an audit ({passes} forward passes), over the CPU seconds of the audit ({cpu:.2f}).
+changing order; {PAIRS} pairs, median and its 95% interval (bootstrap). Metrics: CPU seconds of a call, over {CALLS:,}
+calls, times the calls of an audit ({passes} forward passes), over the CPU seconds of the audit ({cpu:.2f}).
 
 {
         markdown(
@@ -69,7 +69,6 @@ def _medians(values: list[float]) -> np.ndarray:
 def _metric_seconds() -> tuple[float, float]:
     """CPU seconds of what is recorded for a forward pass, and for an audit."""
     metrics = Metrics(["demo"], ["demo"], METHODS)
-    import grpc
 
     def of_pass() -> None:
         metrics.observe_pass("demo", 32, 0, 0.01)
