@@ -7,7 +7,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv debian demo test lint types proto proto-check wheel-check chart-docs bench format clean
+.PHONY: help venv debian demo test lint types proto proto-check wheel-check chart-docs bench soak format clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | while IFS=$$'\t' read -r t d; do printf '  %-12s %s\n' "$$t" "$$d"; done
@@ -113,6 +113,9 @@ chart-docs: venv ## Write the values of helm/basin into its README.md
 
 bench: venv ## Measure everything that the tables in README.md and docs/ state
 	$(BIN)/python -m tests.benchmarks
+
+soak: venv ## Half an hour of mixed load on a server (the tests do two minutes of it)
+	SOAK_SECONDS=$${SOAK_SECONDS:-1800} $(BIN)/pytest -s tests/service/test_soak.py
 
 format: venv ## Repair style and format
 	$(BIN)/ruff check --fix
