@@ -42,17 +42,13 @@ class Job:
         checkpoint: that it means.
         plan: what it takes.
         ticket: its place in the line.
-        client: whose quota it takes from.
     """
 
-    def __init__(
-        self, request: audit_pb2.AuditRequest, checkpoint: str, plan: Plan, ticket: Ticket, client: str
-    ) -> None:
+    def __init__(self, request: audit_pb2.AuditRequest, checkpoint: str, plan: Plan, ticket: Ticket) -> None:
         self.request = request
         self.checkpoint = checkpoint
         self.plan = plan
         self.ticket = ticket
-        self.client = client
         self.task: asyncio.Task[report_pb2.Report]
         self.progress: Progress | None = None
         self.watchers: dict[Watch, float] = {}
@@ -240,7 +236,7 @@ class Audits:
         self._quotas.check(client)
         if seconds_left is not None:
             self._check_deadline(checkpoint, plan, seconds_left)
-        job = Job(request, checkpoint, plan, self._line.enter(plan.evaluations), client)
+        job = Job(request, checkpoint, plan, self._line.enter(plan.evaluations))
         self._quotas.take(client, plan.evaluations)
         job.task = asyncio.create_task(self._run(job))
         self._jobs.add(job)

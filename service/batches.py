@@ -195,7 +195,7 @@ class Batches:
                 reason="TOO_MANY_PROMPTS",
                 field="prompts",
             )
-        if await self.repeated(request_id, request) is None:
+        if await self._known(request_id, request) is None:
             client = caller.get().name
             self._quotas.check(client)
             evaluations = len(prompts) * sum(settings.evaluations.values())
@@ -217,8 +217,8 @@ class Batches:
         Raises:
             StoreDown: the store does not answer.
         """
-        known = await self._ask(partial(self._store.batch_of, request_id)) if request_id else None
-        return await self.describe(known.id) if known is not None and known.settings.get("request") == request else None
+        known = await self._known(request_id, request)
+        return None if known is None else await self.describe(known.id)
 
     async def describe(self, id_: str) -> batch_pb2.Batch:
         """How a batch stands, and what it says once it has ended.
@@ -356,6 +356,11 @@ class Batches:
             false_discoveries=rate,
             evaluations={name: plan.evaluations for name, plan in plans.items()},
         )
+
+    async def _known(self, request_id: str, request: str) -> Batch | None:
+        """The batch of the same request; see `repeated`."""
+        known = await self._ask(partial(self._store.batch_of, request_id)) if request_id else None
+        return known if known is not None and known.settings.get("request") == request else None
 
     async def _check_room(self, evaluations: int) -> None:
         """Raises QueueFull when running batches leave no room for so many evaluations more."""
