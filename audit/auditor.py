@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,8 +33,8 @@ from audit.verdict.decision import decide
 MAX_DENSE_DIMENSION = 8192
 #: Most seeds that one group draws side by side.
 GROUP = 64
-#: Conditions that an auditor remembers.
-ENCODED = 64
+#: Conditions that an auditor remembers, and timesteps of schedulers.
+ENCODED, SCHEDULED = 64, 256
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,8 @@ class Auditor:
         self._finder = None if reference is None else NeighborFinder(reference, checkpoint)
         # The empty prompt comes with every audit, and a prompt that is flagged comes again.
         self._encode = lru_cache(ENCODED)(lambda prompt: checkpoint.encode_prompts([prompt]))
+        # diffusers takes milliseconds to make a scheduler, which a server asks for before it lets a caller in.
+        self._timesteps = lru_cache(SCHEDULED)(partial(_timesteps, checkpoint.scheduler_config))
         own = self.calibration.sampler if self.calibration.checkpoint_digest == checkpoint.digest else None
         self.defaults = own or checkpoint.defaults
 
@@ -155,11 +158,9 @@ class Auditor:
             )
         return settings
 
-    def timesteps(self, sampler: SamplerSettings) -> list[float]:
+    def timesteps(self, sampler: SamplerSettings) -> tuple[float, ...]:
         """Timesteps that the sampler visits, first to last; some schedulers visit more than the steps asked for."""
-        scheduler = build_scheduler(sampler.scheduler, self.checkpoint.scheduler_config)
-        scheduler.set_timesteps(sampler.steps)
-        return [float(t) for t in scheduler.timesteps]
+        return self._timesteps(sampler.scheduler, sampler.steps)
 
     def encode(self, prompt: str, field: str = "prompt") -> Condition:
         """The condition of a prompt, one row.
@@ -349,6 +350,12 @@ class Auditor:
             images={i: np.asarray(self.reference.images[i]) for i in near} if include_images else {},
             embedder_digest="" if self.reference.embedder is None else self.reference.embedder.digest,
         )
+
+
+def _timesteps(config: dict[str, Any], name: str, steps: int) -> tuple[float, ...]:
+    scheduler = build_scheduler(name, config)
+    scheduler.set_timesteps(steps)
+    return tuple(scheduler.timesteps.tolist())
 
 
 def _require_finite(finite: bool, what: str) -> None:

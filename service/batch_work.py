@@ -152,7 +152,6 @@ class BatchWork:
             return
         self.notes[batch.id] = "; ".join(waits)
         if await self._call(partial(self._end, batch.id, settings)):
-            self._metrics.batch_last_success.set_to_current_time()
             self._logger.info("batch done", batch=batch.id)
 
     def _end(self, batch: str, settings: BatchSettings) -> bool:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TypeVar
 
 from google.protobuf.json_format import ParseDict
-from sqlalchemy import Engine
 
 from audit.batch.discovery import FALSE_DISCOVERY_RATE, Outcome
 from audit.batch.tasks import Subject
@@ -33,32 +30,17 @@ from service.quotas import Quotas
 from service.references import ReferenceRegistry
 from service.results import outcomes_of
 from service.runners import RAY, RayOptions, find_runner
-from service.status import NotEnded, QueueFull, ShuttingDown, StoreDown, within
-from service.store.engine import StoreFailed, connect, time_statements
+from service.status import NotEnded, QueueFull, ShuttingDown, within
+from service.store.engine import connect, time_statements
 from service.store.queue import Queue
-from service.store.records import (
-    BATCH_STATES,
-    CANCELLED,
-    DONE,
-    PAUSED,
-    PENDING,
-    RUNNING,
-    TASK_STATES,
-    Batch,
-)
-from service.store.retention import expire
+from service.store.records import CANCELLED, DONE, PAUSED, PENDING, RUNNING, Batch
 from service.store.store import Store
-from service.threads import lone_threads
+from service.store_calls import StoreCalls
+from service.upkeep import apply_retention, watch
 
 MAX_REQUEST_ID = 64
-#: Questions to the store at once.
-QUESTIONS = 4
 #: Batches and rows that are read at once, and reports, which are larger.
 BATCHES, ROWS, REPORTS = 200, 500, 20
-#: Between two looks for what has been kept long enough.
-RETENTION_SECONDS = 3600
-#: Between two looks at how they all stand.
-WATCH_SECONDS = 5.0
 #: Seconds between two looks for results that somebody waits for.
 FOLLOW = 0.5
 #: Batches of which it is remembered what they say.
@@ -69,7 +51,6 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 #: What a batch says, by checkpoint and position.
 Said = dict[str, dict[int, Outcome]]
-_T = TypeVar("_T")
 
 
 class Batches:
@@ -103,7 +84,7 @@ class Batches:
         self._quotas = quotas
         self._metrics = metrics
         self._logger = logger
-        self._threads = lone_threads(QUESTIONS, "store")
+        self._ask = StoreCalls(metrics, logger)
         self._store: Store
         self._work: BatchWork | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -125,7 +106,8 @@ class Batches:
         if self._settings.runner == RAY:
             options = RayOptions(**dict(self._settings.ray))
             runner = await self._ask(partial(find_runner, RAY, "cpu", options))
-        self._tasks = [asyncio.create_task(self._expire(engine)), asyncio.create_task(self._watch())]
+        retention = apply_retention(engine, self._all_settings.retention, self._ask, self._logger)
+        self._tasks = [asyncio.create_task(one) for one in (retention, watch(self._store, self._ask, self._metrics))]
         self._work = BatchWork(
             self._all_settings,
             runner,
@@ -156,7 +138,7 @@ class Batches:
             task.cancel()
         if hasattr(self, "_store"):
             self._store.close()
-        self._threads.shutdown()
+        self._ask.close()
 
     async def sleep(self, seconds: float) -> None:
         """Wait a while.
@@ -404,36 +386,6 @@ class Batches:
             final = batch.state == DONE or datetime.now(UTC) - batch.finished > SETTLED
             if not final or (found.done() and (found.cancelled() or found.exception() is not None)):
                 self._concluded.pop(batch.id, None)
-
-    async def _expire(self, engine: Engine) -> None:
-        """Every hour, remove what has been kept long enough."""
-        while any(days is not None for _, days in self._all_settings.retention):
-            with suppress(StoreDown):  # it was logged
-                found = await self._ask(lambda: expire(engine, self._all_settings.retention, datetime.now(UTC)))
-                self._logger.info("retention", **asdict(found))
-            await asyncio.sleep(RETENTION_SECONDS)
-
-    async def _watch(self) -> None:
-        """Tell the metrics how the batches stand, which is too much to find out for every scrape."""
-        while True:
-            with suppress(StoreDown):  # it was logged
-                states, tasks = await self._ask(self._store.states), Counter[str]()
-                for (_, _, state), count in (await self._ask(self._store.tasks)).items():
-                    tasks[state] += count
-                for state in BATCH_STATES:
-                    self._metrics.batches.labels(state).set(states.get(state, 0))
-                for state in TASK_STATES:
-                    self._metrics.batch_items.labels(state).set(tasks[state])
-            await asyncio.sleep(WATCH_SECONDS)
-
-    async def _ask(self, question: Callable[[], _T]) -> _T:
-        """Ask the store, off the event loop."""
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, question)
-        except StoreFailed as error:
-            self._metrics.store_errors.inc()
-            self._logger.error("store of batches", error=str(error))
-            raise StoreDown from error
 
 
 def check_request_id(request_id: str) -> None:

@@ -166,7 +166,7 @@ class Metrics:
             ("checkpoint", "verdict", "result"),
         )
         self.batch_last_success = gauge(
-            "basin_batch_last_success_timestamp_seconds", "When this server last ended a batch; 0 before."
+            "basin_batch_last_success_timestamp_seconds", "When the last batch in the store was done; 0 before."
         )
 
         self.ready = gauge("basin_ready", "Whether calls are taken and all that is loaded at the start is there.")

@@ -11,6 +11,10 @@ from audit.errors import BrokenCheckpoint, NotFound
 from audit.model.checkpoint import Checkpoint
 from audit.model.families import stable_diffusion
 from audit.model.files import read_json
+from audit.model.sampling import SamplerSettings
+
+#: Side of the latents of the image that is drawn when a checkpoint was loaded, and its steps.
+TRIAL_CELLS, TRIAL_STEPS = 8, 5
 
 #: The loader of each family, by the `_class_name` of model_index.json.
 LOADERS: dict[str, Callable[[Path, str, torch.device, torch.dtype], Checkpoint]] = {
@@ -31,7 +35,8 @@ def load_checkpoint(
 
     Raises:
         NotFound: there is no such folder.
-        BrokenCheckpoint: it is no checkpoint, of an unsupported family, damaged, or its weights are pickled.
+        BrokenCheckpoint: it is no checkpoint, of an unsupported family, damaged, its weights are pickled, or its
+            parts do not fit together.
     """
     if not folder.is_dir():
         raise NotFound(f"no checkpoint folder {folder.name!r}", reason="CHECKPOINT_NOT_FOUND", field="checkpoint")
@@ -44,7 +49,9 @@ def load_checkpoint(
             field="checkpoint",
         )
     try:
-        return LOADERS[family](folder, name or folder.name, torch.device(device), dtype)
+        checkpoint = LOADERS[family](folder, name or folder.name, torch.device(device), dtype)
+        _try_out(checkpoint)
+        return checkpoint
     except BrokenCheckpoint:
         raise
     except Exception as error:  # the libraries below raise anything at all for a damaged file
@@ -55,3 +62,17 @@ def load_checkpoint(
             reason="CHECKPOINT_DAMAGED",
             field="checkpoint",
         ) from error
+
+
+def _try_out(checkpoint: Checkpoint) -> None:
+    """Draw one small image: parts that do not fit together fail here, and the first audit finds everything warm."""
+    side = TRIAL_CELLS * checkpoint.size_factor
+    steps = min(TRIAL_STEPS, len(checkpoint.denoiser.schedule))
+    settings = SamplerSettings(steps=steps, guidance=1.0, height=side, width=side)
+    condition = checkpoint.encode_prompts([""])
+    drawn = checkpoint.sample(settings, condition, condition, [0])
+    image = checkpoint.decode(drawn.latents)
+    if image.shape != (1, checkpoint.image_channels, side, side) or image.shape[1] not in (1, 3):
+        raise ValueError(f"the autoencoder decodes to {tuple(image.shape[1:])}")
+    if checkpoint.encode(image).shape != drawn.latents.shape:
+        raise ValueError("the autoencoder encodes to other latents than it decodes")

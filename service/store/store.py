@@ -172,6 +172,13 @@ class Store:
         with self._readers.connect() as connection:
             return {row[0]: row[1] for row in connection.execute(query)}
 
+    def last_done(self) -> datetime | None:
+        """When the last batch was done, of those that are kept."""
+        query = select(func.max(BatchRow.finished)).where(BatchRow.state == DONE)
+        with self._readers.connect() as connection:
+            found = connection.execute(query).scalar_one()
+        return None if found is None else as_utc(found)
+
     def tasks(self) -> dict[tuple[str, str, str], int]:
         """How many tasks of running batches there are, by batch, checkpoint and state."""
         of = (TaskRow.batch, TaskRow.checkpoint, TaskRow.state)

@@ -20,6 +20,7 @@ NAMES = (
     "store",
     "pages",
     "kills",
+    "replicas",
     "ray",
     "overload",
     "service",

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ import numpy as np
 
 from audit.v1 import audit_pb2
 from service.local_batch import LocalBatch, Wanted
-from tests.benchmarks.common import BENCHMARK_SEED, bare_forward, markdown, truth
+from tests.benchmarks.common import BENCHMARK_SEED, bare_forward, child, markdown, truth
 
 PROMPTS = 200
 RUNS = 3
@@ -51,12 +49,11 @@ def wanted(folder: Path, prompts: list[str], seed: int, how: Mapping[str, Mappin
 
 def run() -> str:
     """The tables, as Markdown."""
-    with tempfile.TemporaryDirectory() as cache, _child(_bare) as bare:
+    with tempfile.TemporaryDirectory() as cache, child(_bare) as bare:
         os.environ["XDG_CACHE_HOME"] = cache  # of the processes that are started from here on
         bare.send(None)
         rows = bare.recv()
         runs = [_throughput(BENCHMARK_SEED + 10_000 * number, bare) for number in range(1 + RUNS)]
-        bare.send(None)
     first, *later = (ratio for ratio, _ in runs)
     table = [f"{value:.3f}" for value in (np.median(later), min(later), max(later), first)]
     return f"""# Batches
@@ -75,7 +72,7 @@ are remembered.
 
 def _throughput(seed: int, bare: Connection) -> tuple[float, int]:
     """Evaluations a second of a batch over those of the bare denoiser, and how many there were."""
-    with _child(_audit) as work:
+    with child(_audit) as work:
         work.send(seed)
         pid = work.recv()
         rates, halted, start = [], 0.0, time.perf_counter()
@@ -109,8 +106,8 @@ def _bare(pipe: Connection) -> None:
     pipe.recv()
     rows = max(ROWS, key=lambda rows: np.median([_rate(rows, GLANCE) for _ in range(3)]))
     pipe.send(rows)
-    while (seconds := pipe.recv()) is not None:
-        pipe.send(_rate(rows, seconds))
+    while True:
+        pipe.send(_rate(rows, pipe.recv()))
 
 
 def _rate(rows: int, seconds: float) -> float:
@@ -121,14 +118,3 @@ def _rate(rows: int, seconds: float) -> float:
         call()
         count += rows
     return count / took
-
-
-@contextmanager
-def _child(work: Callable[[Connection], None]) -> Iterator[Connection]:
-    """A process of its own, and the end of its pipe that is ours."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=work, args=(theirs,))
-    process.start()
-    yield ours
-    process.join()

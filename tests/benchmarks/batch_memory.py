@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import tempfile
 import threading
 from multiprocessing.connection import Connection
@@ -13,7 +12,7 @@ import psutil
 
 from service.local_batch import LocalBatch
 from tests.benchmarks.batch import captions, wanted
-from tests.benchmarks.common import BENCHMARK_SEED, markdown
+from tests.benchmarks.common import BENCHMARK_SEED, child, markdown
 
 LENGTHS = (100, 1000, 10_000)
 #: As little as an audit can be: what is measured is everything around it.
@@ -37,17 +36,16 @@ length of the batch (2 seeds, 2 steps, no curvature, a process each).
 
 def _memory() -> dict[int, float]:
     found = {}
-    context = multiprocessing.get_context("spawn")
     for length in LENGTHS:
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_short_batch, args=(theirs, length))
-        process.start()
-        found[length] = ours.recv()
-        process.join()
+        with child(_short_batch) as work:
+            work.send(length)
+            found[length] = work.recv()
     return found
 
 
-def _short_batch(pipe: Connection, length: int) -> None:
+def _short_batch(pipe: Connection) -> None:
+    """A batch whose length comes in; goes out the largest resident memory in MB."""
+    length = pipe.recv()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         work = LocalBatch(wanted(folder, captions(length), BENCHMARK_SEED, SHORT), folder / "run")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
+from multiprocessing.connection import Connection
 
 import numpy as np
 import torch
@@ -72,6 +74,26 @@ def bare_forward(rows: int) -> Callable[[], object]:
 def forward_seconds(rows: int, repeats: int = 20) -> float:
     """Median wall seconds of one bare UNet call with so many rows."""
     return float(np.median(seconds(bare_forward(rows), repeats)))
+
+
+@contextmanager
+def child(work: Callable[[Connection], None]) -> Iterator[Connection]:
+    """A process of its own, and the end of its pipe that is ours. It ends where it reads after we have left."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_work, args=(work, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        yield ours
+    finally:
+        ours.close()
+        process.join()
+
+
+def _work(work: Callable[[Connection], None], pipe: Connection) -> None:
+    with suppress(EOFError):
+        work(pipe)
 
 
 @contextmanager

@@ -78,26 +78,30 @@ verdicts are those of an undisturbed run in one process: {same} of {PROMPTS}; la
 """
 
 
-class _Server:
-    """`basin serve`, to be killed."""
+class Server:
+    """`basin serve`, to be killed.
 
-    def __init__(self, url: str, ray: str) -> None:
+    Args:
+        url: of its store.
+        settings: other environment variables, without their `BASIN_`.
+    """
+
+    def __init__(self, url: str, **settings: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.address = f"127.0.0.1:{free.getsockname()[1]}"
-        self._environment = {
-            **os.environ, "BASIN_BATCHES__STORE": url, "BASIN_BATCHES__RUNNER": "ray",
-            "BASIN_BATCHES__RAY__ADDRESS": ray,
-            "BASIN_BATCHES__LEASE_SECONDS": "5",
-        }  # fmt: skip
+        own = {"BATCHES__STORE": url, "BATCHES__LEASE_SECONDS": "5", **settings}
+        self._environment = {**os.environ, **{f"BASIN_{name}": value for name, value in own.items()}}
         self.start()
 
     def start(self) -> None:
+        """Anew, at the same address."""
         command = [sys.executable, "-m", "service.cli", "serve", "--listen", self.address, "--metrics", "off"]
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=self._environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
 
     def kill(self) -> None:
+        """SIGKILL."""
         self.process.kill()
         self.process.wait()
 
@@ -106,19 +110,20 @@ def _disturbed(
     prompts: list[str], cluster: Any, database: Postgres, url: str
 ) -> tuple[dict[str, Concluded], Counter[str], int, int]:
     """What was found by prompt, kills by kind, finished audits that were begun again, and all of them."""
-    server, chance, killed = _Server(url, cluster.address), random.Random(30), Counter[str]()
+    server = Server(url, BATCHES__RUNNER="ray", BATCHES__RAY__ADDRESS=cluster.address)
+    chance, killed = random.Random(30), Counter[str]()
     client = BasinClient(server.address)
     spec = batch_pb2.BatchSpec(reference="demo")
     spec.sampler.MergeFrom(audit_pb2.SamplerOptions(**HOW["sampler"]))
     spec.budget.MergeFrom(audit_pb2.BudgetOptions(first_seed=BENCHMARK_SEED, **HOW["budget"]))
     try:
-        batch = _insist(
+        batch = insist(
             lambda: client.submit(
                 spec, [batch_pb2.BatchPrompt(prompt=prompt) for prompt in prompts], request_id="kills"
             )
         )
         done, again, end = set[int](), 0, time.monotonic() + LONGEST
-        while killed.total() < KILLS and _insist(lambda: client.batch(batch)).progress.open:
+        while killed.total() < KILLS and insist(lambda: client.batch(batch)).progress.open:
             until = time.monotonic() + chance.uniform(*PAUSE)
             while time.monotonic() < until:
                 time.sleep(0.2)
@@ -129,12 +134,12 @@ def _disturbed(
             if _kill(kind, server, database, cluster, chance):
                 killed[kind] += 1
             assert time.monotonic() < end
-        while _insist(lambda: client.batch(batch)).progress.open:
+        while insist(lambda: client.batch(batch)).progress.open:
             assert time.monotonic() < end
             time.sleep(1)
         now = _done(url)
         again += len(done - now)
-        results = _insist(lambda: [concluded_of(one.result) for one in client.batch_results(batch)])
+        results = insist(lambda: [concluded_of(one.result) for one in client.batch_results(batch)])
         found = {one.row.entry.prompt: one for one in results if one.row.first is not None}
         return found, killed, again, len(now)
     finally:
@@ -148,7 +153,7 @@ def _said(one: Concluded) -> tuple[str, ...]:
     return (str(one.outcome), *("" if answer is None else str(answer.verdict) for answer in answers))
 
 
-def _insist(call: Callable[[], _T]) -> _T:
+def insist(call: Callable[[], _T]) -> _T:
     """Ask a server until it answers: it may have been killed a moment ago."""
     end = time.monotonic() + 300
     while True:
@@ -168,7 +173,7 @@ def _done(url: str) -> set[int]:
         time.sleep(0.1)
 
 
-def _kill(kind: str, server: _Server, database: Postgres, cluster: Any, chance: random.Random) -> bool:
+def _kill(kind: str, server: Server, database: Postgres, cluster: Any, chance: random.Random) -> bool:
     """Kill something and start it again; False where there is none of the kind just now."""
     if kind == "server":
         server.kill()

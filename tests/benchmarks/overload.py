@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -18,7 +15,7 @@ from grpc_health.v1 import health_pb2
 
 from audit.v1 import audit_pb2
 from service.client import BasinClient, ServiceError
-from tests.benchmarks.common import BENCHMARK_SEED, markdown, served, truth
+from tests.benchmarks.common import BENCHMARK_SEED, child, markdown, served, truth
 from tests.benchmarks.load import Tally, offer
 
 AUDIT, NOTHING = "/audit.v1.AuditService/Audit", "/nothing.Nothing/Nothing"
@@ -39,7 +36,8 @@ def run() -> str:
     contents = [request.SerializeToString() for request in requests]
     rows, health, memory = [], list[float](), 0.0
     flags = ("--queue-evaluations", str(ROOM * EVALUATIONS))
-    with served(*flags) as (client, pid), _nothing() as idle:
+    with served(*flags) as (client, pid), child(_nothing) as pipe:
+        idle = pipe.recv()
         process = psutil.Process(pid)
         _keep_busy(client, requests, 10.0)
         before = process.memory_info().rss / 2**20
@@ -136,19 +134,9 @@ async def _check(channel: grpc.aio.Channel, seconds: list[float]) -> None:
         await asyncio.sleep(0.05)
 
 
-@contextmanager
-def _nothing() -> Iterator[str]:
-    """HOST:PORT of a server that does nothing."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve_nothing, args=(theirs,), daemon=True)
-    process.start()
-    yield ours.recv()
-    process.kill()
-    process.join()
+def _nothing(pipe: Connection) -> None:
+    """A server that does nothing: goes out its HOST:PORT."""
 
-
-def _serve_nothing(pipe: Connection) -> None:
     async def answer(request: bytes, context: Any) -> bytes:
         return b""
 
@@ -160,6 +148,6 @@ def _serve_nothing(pipe: Connection) -> None:
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         pipe.send(f"127.0.0.1:{port}")
-        await server.wait_for_termination()
+        await asyncio.to_thread(pipe.recv)
 
     asyncio.run(serve())

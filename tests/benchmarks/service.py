@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
 import grpc
@@ -15,7 +12,7 @@ from audit.auditor import Auditor, Budget
 from audit.v1 import audit_pb2
 from service.metrics import STAGES, Metrics
 from service.server import METHODS
-from tests.benchmarks.common import BENCHMARK_SEED, checkpoint, markdown, reference, served, truth
+from tests.benchmarks.common import BENCHMARK_SEED, checkpoint, child, markdown, reference, served, truth
 
 PAIRS = 60
 #: Calls that are timed together, of what takes microseconds.
@@ -26,7 +23,7 @@ def run() -> str:
     """The table, as Markdown."""
     prompts = [row.prompt for row in truth()]
     ratios = []
-    with served() as (client, _), _in_process() as own:
+    with served() as (client, _), child(_audit) as own:
         for number in range(-5, PAIRS):  # the first ones reconstruct reference images, and do not count
             prompt, seed = prompts[number % len(prompts)], BENCHMARK_SEED + 100 * number
             request = audit_pb2.AuditRequest(prompt=prompt, checkpoint="demo", reference="demo")
@@ -89,17 +86,6 @@ def _metric_seconds() -> tuple[float, float]:
             record()
         found.append((time.thread_time() - start) / CALLS)
     return found[0], found[1]
-
-
-@contextmanager
-def _in_process() -> Iterator[Connection]:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_audit, args=(theirs,), daemon=True)
-    process.start()
-    yield ours
-    process.kill()
-    process.join()
 
 
 def _audit(pipe: Connection) -> None:

@@ -1,4 +1,4 @@
-"""Messages of any type, made by hypothesis from their descriptors, and bytes that were messages once."""
+"""Messages of any type, made by hypothesis from their descriptors."""
 
 from __future__ import annotations
 
@@ -60,21 +60,6 @@ def perturbed(draw: st.DrawFn, good: Message, words: Sequence[str]) -> Message:
                 break
             part = getattr(part, field.name)
     return found
-
-
-def mutated(content: bytes) -> st.SearchStrategy[bytes]:
-    """Bytes like these, with some changed, left out, put in or said twice."""
-    place = st.integers(0, len(content))
-    change = st.tuples(place, place, st.binary(max_size=8), st.booleans())
-
-    def apply(changes: list[tuple[int, int, bytes, bool]]) -> bytes:
-        found = content
-        for one, other, new, twice in changes:
-            begin, end = sorted((one, other))
-            found = found[:begin] + new + (found[begin:end] if twice else b"") + found[end if not twice else begin :]
-        return found
-
-    return st.lists(change, min_size=1, max_size=4).map(apply)
 
 
 def service(name: str) -> Any:

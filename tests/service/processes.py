@@ -13,7 +13,7 @@ from typing import Any
 
 from service.config import load_settings
 from service.server import serve
-from tests.service.helpers import LONG
+from tests.service.helpers import LONG, Client
 
 
 class Process:
@@ -51,6 +51,12 @@ class Process:
             assert alive, self._log.read_text()
             assert time.monotonic() < end, self._log.read_text()
             time.sleep(0.05)
+
+    def client(self) -> Client:
+        """Of it, once it is ready."""
+        bound = self.says("listening")
+        self.says("ready")
+        return Client(bound["address"], bound["metrics"])
 
     @property
     def pid(self) -> int:

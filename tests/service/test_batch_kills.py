@@ -22,11 +22,6 @@ Spawn = Callable[..., Process]
 EVALUATIONS = 100
 
 
-def _client(process: Process) -> Client:
-    bound = process.says("listening")
-    return Client(bound["address"], bound["metrics"])
-
-
 def _audits(client: Client) -> float:
     """How many audits a server has done, in denoiser evaluations."""
     return client.metric("basin_denoiser_evaluations_total") / EVALUATIONS
@@ -62,10 +57,9 @@ def test_a_server_that_is_killed(spawn: Spawn, url: str) -> None:
 
     def start(lease: int) -> tuple[Process, Client]:
         process = spawn(batches={"store": url, "lanes": 3, "lease_seconds": lease})
-        return process, _client(process)
+        return process, process.client()
 
     process, client = start(1)
-    process.says("ready")
     id_ = create(client, [f"killed {number}" for number in range(14)], slow())
     engine, kept, done = connect(url), dict[str, datetime](), 0
     for end in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
@@ -95,9 +89,7 @@ def test_two_servers_share_a_batch(spawn: Spawn, postgres: Postgres) -> None:
     url = postgres.create()
     engine = connect(url)
     processes = [spawn(batches={"store": url, "lanes": 2, "lease_seconds": 6}) for _ in range(2)]
-    one, other = map(_client, processes)
-    for process in processes:
-        process.says("ready")
+    one, other = (process.client() for process in processes)
     id_ = create(one, [f"shared {number}" for number in range(12)], slow())
     assert _is_whole(other, id_, 12)
     assert get(one, id_) == get(other, id_)

@@ -48,13 +48,6 @@ ROOT = Path(__file__).parents[2]
 Spawn = Callable[..., Process]
 
 
-def client_of(process: Process) -> Client:
-    """Of a server in a process of its own that is ready."""
-    bound = process.says("listening")
-    process.says("ready")
-    return Client(bound["address"], bound["metrics"])
-
-
 # Networks and clients.
 
 
@@ -182,7 +175,7 @@ def test_nothing_is_left_of_a_call(lone: RunningServer, kind: str, end: str) -> 
 def test_an_audit_that_needs_too_much_memory(spawn: Spawn, prompts: list[str]) -> None:
     """It fails alone, with a code that says why; the server goes on, and audits as before where there is memory."""
     process = spawn(limits={"pixels": 2**30}, concurrent_audits=1)
-    client = client_of(process)
+    client = process.client()
     before = client.audit(small(prompts[0]))
     used = psutil.Process(process.pid).memory_info().vms
     resource.prlimit(process.pid, resource.RLIMIT_AS, (used + 100 * 2**20, resource.RLIM_INFINITY))
@@ -201,7 +194,7 @@ def test_a_disk_that_is_full(spawn: Spawn, tmp_path: Path, prompts: list[str]) -
     """A batch pauses and says so, and callers' audits go on; with room again it goes on, too, losing nothing."""
     store = tmp_path / "basin.db"
     process = spawn(batches={"store": f"sqlite:///{store}", "lanes": 2})
-    client = client_of(process)
+    client = process.client()
     id_ = create(client, [f"full {number}" for number in range(12)], slow())
     begun(client, id_, 2)
     # Files can grow no more, the log neither, as on a full disk; the limit is the process's own.
@@ -224,7 +217,7 @@ def test_a_server_that_is_stopped_for_a_while(spawn: Spawn, postgres: Postgres) 
     """Another one takes over what it held; when it goes on, nothing is done twice and nothing lost."""
     url = postgres.create()
     processes = [spawn(batches={"store": url, "lanes": 2, "lease_seconds": 2}) for _ in range(2)]
-    one, other = map(client_of, processes)
+    one, other = (process.client() for process in processes)
     id_ = create(one, [f"stopped {number}" for number in range(10)], slow())
     begun(other, id_, 2)
     processes[0].signal(signal.SIGSTOP)

@@ -12,15 +12,16 @@ import psutil
 import pytest
 from google.longrunning import operations_pb2
 from google.protobuf.message import Message
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from audit import demo
 from audit.v1 import audit_pb2, batch_pb2, checkpoint_pb2, info_pb2, reference_pb2
 from service.server import SERVICES
+from tests.mutations import mutated, run
 from tests.service.batch_calls import listed
-from tests.service.fuzz import messages, mutated, perturbed, service
+from tests.service.fuzz import messages, perturbed, service
 from tests.service.helpers import LONG, SERVING, Client, small
 
 #: Of messages, and of bytes, for each method.
@@ -39,17 +40,6 @@ EXPECTED = {
     grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNIMPLEMENTED,
 }  # fmt: skip
-
-
-def run(examples: int) -> settings:
-    """As often as that, however slow, and with nothing remembered."""
-    return settings(
-        max_examples=examples,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate],
-    )
 
 
 @pytest.fixture(scope="module")

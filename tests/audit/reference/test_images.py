@@ -17,6 +17,7 @@ from PIL import Image
 from audit.errors import InvalidInput, NotFound
 from audit.reference import images as module
 from audit.reference.images import (
+    IMAGE_FORMATS,
     encode_png,
     in_chunks,
     pixel_vectors,
@@ -26,6 +27,7 @@ from audit.reference.images import (
     to_float,
     with_channels,
 )
+from tests.mutations import mutated, run
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (5, 6, 4), dtype=np.uint8)
@@ -225,3 +227,23 @@ def test_chunks_cover_everything_once(total: int, size: int) -> None:
     chunks = [list(range(total))[part] for part in in_chunks(total, size)]
     assert [item for chunk in chunks for item in chunk] == list(range(total))
     assert all(1 <= len(chunk) <= size for chunk in chunks)
+
+
+@pytest.mark.parametrize("kind", IMAGE_FORMATS)
+@pytest.mark.parametrize("mode", ["L", "RGB", "P"])
+def test_damaged_files(kind: str, mode: str) -> None:
+    """Whatever was done to a file, it is an image, or is refused in our own words."""
+    if kind == "WEBP" and mode == "P":
+        mode = "RGBA"
+    if kind == "JPEG" and mode == "P":
+        mode = "CMYK"
+    buffer = io.BytesIO()
+    Image.fromarray(RNG.integers(0, 256, (24, 16, 3), dtype=np.uint8)).convert(mode).save(buffer, kind)
+
+    @run(60)
+    @given(mutated(buffer.getvalue()))
+    def check(content: bytes) -> None:
+        with contextlib.suppress(InvalidInput):
+            assert read_image(content).dtype == np.uint8
+
+    check()
