@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,7 +35,10 @@ class ClipEmbedder:
     """
 
     def __init__(self, model: str, device: str = "cpu") -> None:
+        import open_clip  # takes a second, and a server without CLIP neighbours never needs it
+
         self.model_name = model
+        shown = with_path(model, lambda path: Path(path).name)  # clients of a server may read what went wrong
         if model.startswith(LOCAL):
             folder = Path(model.removeprefix(LOCAL))
             weights, name, pretrained = folder / "open_clip_model.safetensors", model, None
@@ -47,15 +49,16 @@ class ClipEmbedder:
             settings = json.dumps(open_clip.get_model_config(name))
         if weights.suffix != ".safetensors" or not weights.is_file():
             raise NotFound(
-                f"the CLIP model {model!r} needs weights in a .safetensors file", reason="CLIP_NOT_FOUND", field="clip"
+                f"the CLIP model {shown!r} needs weights in a .safetensors file", reason="CLIP_NOT_FOUND", field="clip"
             )
         try:
             self._clip, _, preprocess = open_clip.create_model_and_transforms(
                 name, pretrained=pretrained, device=device
             )
         except Exception as error:  # open_clip raises anything at all for a damaged file
+            why = str(error).replace(str(weights.parent), weights.parent.name)
             raise BrokenReference(
-                f"open_clip cannot load {model!r}: {error}", reason="CLIP_DAMAGED", field="clip"
+                f"open_clip cannot load {shown!r}: {why}", reason="CLIP_DAMAGED", field="clip"
             ) from error
         self._clip.eval().requires_grad_(False)
         self._size: int = open_clip.get_model_preprocess_cfg(self._clip)["size"]
@@ -89,3 +92,11 @@ class ClipEmbedder:
             pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True, align_corners=False)
         pixels = ((pixels.clamp(-1, 1) + 1) / 2 - self._mean) / self._std
         return F.normalize(self._clip.encode_image(pixels).float(), dim=-1).cpu()
+
+
+def with_path(model: str, change: Callable[[str], str]) -> str:
+    """The name of a CLIP model with another path to its files."""
+    if model.startswith(LOCAL):
+        return LOCAL + change(model.removeprefix(LOCAL))
+    name, _, path = model.partition("@")
+    return f"{name}@{change(path)}"

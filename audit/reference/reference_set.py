@@ -24,7 +24,7 @@ from torch import Tensor
 
 from audit.errors import BrokenReference, InvalidInput, NotFound
 from audit.model.memory import in_halves
-from audit.reference.clip import LOCAL, ClipEmbedder
+from audit.reference.clip import ClipEmbedder, with_path
 from audit.reference.images import in_chunks, pixel_vectors, read_images, to_float
 
 FORMAT = 1
@@ -135,7 +135,7 @@ class ReferenceSet:
         if self.embedder is not None and self._embeddings is not None:
             np.save(folder / "clip.npy", self._embeddings)
             # Relative, so that the two folders can move together.
-            model = _with_path(self.embedder.model_name, lambda path: os.path.relpath(path, folder))
+            model = with_path(self.embedder.model_name, lambda path: os.path.relpath(path, folder))
             description["clip"] = {"model": model, "digest": self.embedder.digest}
         (folder / "reference.json").write_text(json.dumps(description, indent=2) + "\n")
 
@@ -156,7 +156,7 @@ class ReferenceSet:
             images, captions = read_images(folder / "images.npz")
             embedder = embeddings = None
             if "clip" in description:
-                model = _with_path(description["clip"]["model"], lambda path: os.path.normpath(folder / path))
+                model = with_path(description["clip"]["model"], lambda path: os.path.normpath(folder / path))
                 embedder = ClipEmbedder(model)
                 if embedder.digest != description["clip"]["digest"]:
                     raise ValueError("its CLIP model has other weights than the ones it was built with")
@@ -224,11 +224,3 @@ def nearest_rows(
     distances = np.linalg.norm(found - vectors[:, None], axis=2)
     order = distances.argsort(axis=1, kind="stable")
     return np.take_along_axis(distances, order, 1), np.take_along_axis(indices, order, 1)
-
-
-def _with_path(model: str, change: Callable[[str], str]) -> str:
-    """The name of a CLIP model with another path to its files."""
-    if model.startswith(LOCAL):
-        return LOCAL + change(model.removeprefix(LOCAL))
-    name, _, path = model.partition("@")
-    return f"{name}@{change(path)}"

@@ -21,11 +21,11 @@ class Tally:
 
     Attributes:
         seconds: of each call, by its code, from when it was due to its answer.
-        span: seconds from the first call to the last answer.
+        meanwhile: answers by code that came while calls were still being made.
     """
 
     seconds: dict[grpc.StatusCode, list[float]] = field(default_factory=dict)
-    span: float = 0.0
+    meanwhile: Counter[grpc.StatusCode] = field(default_factory=Counter)
 
     @property
     def codes(self) -> Counter[grpc.StatusCode]:
@@ -78,7 +78,9 @@ async def _offer(
                 code = grpc.StatusCode.OK
             except grpc.aio.AioRpcError as error:
                 code = error.code()
-            tally.seconds.setdefault(code, []).append(time.perf_counter() - due)
+            now = time.perf_counter()
+            tally.seconds.setdefault(code, []).append(now - due)
+            tally.meanwhile[code] += now < start + seconds
 
         other = beside(channel) if beside is not None else None
         start = time.perf_counter()
@@ -92,7 +94,6 @@ async def _offer(
             task.add_done_callback(pending.discard)
         while pending:
             await asyncio.wait(pending)
-        tally.span = time.perf_counter() - start
         if other is not None:
             other.cancel()
     return tally

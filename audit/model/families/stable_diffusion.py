@@ -16,6 +16,7 @@ from audit.model.checkpoint import Checkpoint
 from audit.model.denoiser import Condition, Denoiser, PredictionType, Schedule
 from audit.model.files import digest_files, read_json, weight_files
 from audit.model.sampling import SamplerSettings, build_scheduler
+from audit.model.traced import Traced
 
 PREDICTION_TYPES: tuple[PredictionType, ...] = ("epsilon", "v_prediction", "sample")
 
@@ -24,14 +25,13 @@ class UNetDenoiser(Denoiser):
     """A `UNet2DConditionModel` behind the denoiser interface; timesteps may differ between rows."""
 
     def __init__(self, unet: UNet2DConditionModel, schedule: Schedule, prediction_type: PredictionType) -> None:
-        self.unet = unet
+        self._unet = Traced(unet, lambda unet, x, t, text: unet(x, t, text, return_dict=False)[0])
         self.schedule = schedule
         self.prediction_type = prediction_type
 
     def native(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The UNet's output."""
-        output: Tensor = self.unet(x, t.to(x.device), condition["text"], return_dict=False)[0]
-        return output
+        return self._unet(x, t.to(x.device), condition["text"])
 
 
 def load(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> Checkpoint:
@@ -91,10 +91,11 @@ def load(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> C
             )
         return {"text": text_encoder(torch.tensor(tokens, device=device)).last_hidden_state}
 
+    decoder = Traced(vae, lambda vae, latents: vae.decode(latents, return_dict=False)[0])
+
     @torch.inference_mode()
     def decode(latents: Tensor) -> Tensor:
-        images: Tensor = vae.decode(latents.to(device, dtype) / scale + shift, return_dict=False)[0]
-        return images.float().clamp(-1, 1)
+        return decoder(latents.to(device, dtype) / scale + shift).float().clamp(-1, 1)
 
     @torch.inference_mode()
     def encode(images: Tensor) -> Tensor:

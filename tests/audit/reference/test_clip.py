@@ -61,3 +61,4 @@ def test_damaged_models_are_refused(tmp_path: Path) -> None:
         with pytest.raises(BrokenReference) as caught:
             ClipEmbedder(model)
         assert caught.value.reason == "CLIP_DAMAGED"
+        assert str(tmp_path.parent) not in str(caught.value)
