@@ -18,7 +18,7 @@ from audit.model.loading import load_checkpoint
 from tests.audit.makers import save_sd2_pipeline
 from tests.mutations import mutated, reconfigured, run
 
-EXAMPLES = 100
+EXAMPLES = 60
 
 
 @pytest.fixture(scope="module")
@@ -56,22 +56,24 @@ def test_undamaged(folder: Path) -> None:
 
 def test_bytes(folder: Path) -> None:
     """Bytes of any file."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files, refusals = sorted(path for path in folder.rglob("*") if path.is_file()), []
 
     @run(EXAMPLES)
     @given(st.data())
     def check(data: st.DataObject) -> None:
         file = data.draw(st.sampled_from(files))
         with holding(file, data.draw(mutated(file.read_bytes()))):
-            assert str(folder.parent) not in refusal(folder)
+            refusals.append(refusal(folder))
 
     check()
+    assert str(folder.parent) not in "".join(refusals)
+    assert 0 < sum(map(bool, refusals)) < EXAMPLES
     assert not refusal(folder)
 
 
 def test_values(folder: Path) -> None:
     """Values of any configuration."""
-    files = sorted(folder.rglob("*.json"))
+    files, refusals = sorted(folder.rglob("*.json")), []
 
     @run(EXAMPLES)
     @given(st.data())
@@ -79,7 +81,9 @@ def test_values(folder: Path) -> None:
         file = data.draw(st.sampled_from(files))
         changed = data.draw(reconfigured(json.loads(file.read_text())))
         with holding(file, json.dumps(changed).encode()):
-            assert str(folder.parent) not in refusal(folder)
+            refusals.append(refusal(folder))
 
     check()
+    assert str(folder.parent) not in "".join(refusals)
+    assert 0 < sum(map(bool, refusals)) < EXAMPLES
     assert not refusal(folder)
