@@ -10,6 +10,7 @@ network runs as it is.
 
 from __future__ import annotations
 
+import json
 import threading
 import warnings
 from collections.abc import Callable
@@ -20,9 +21,12 @@ from torch import Tensor, nn
 
 from audit.model.memory import is_out_of_memory
 
-#: Graphs that are kept, of as many shapes and dtypes.
-MOST_GRAPHS = 8
-_Kind = tuple[tuple[torch.Size, torch.dtype], ...]
+#: Graphs that a process records. torch never forgets one.
+MOST_GRAPHS = 32
+#: By what is computed and the kinds of inputs, without weights, so that networks of one architecture have it in common;
+#: None where recording did not work out.
+_graphs: dict[tuple[str, tuple[tuple[torch.Size, torch.dtype], ...]], Any] = {}
+_lock = threading.Lock()
 
 
 class Traced:
@@ -32,69 +36,95 @@ class Traced:
 
     Args:
         network: whose rows do not depend on each other. Weights may change, what it computes may not.
+        name: what is called.
         call: calls it with the inputs, tensors of as many rows.
     """
 
-    def __init__(self, network: nn.Module, call: Callable[..., Tensor]) -> None:
+    def __init__(self, network: nn.Module, name: str, call: Callable[..., Tensor]) -> None:
         self._call = _Call(network, call)
-        #: None where recording did not work out.
-        self._graphs: dict[_Kind, Any] = {}
-        self._lock = threading.Lock()
+        weights = [(tuple(value.shape), value.dtype) for value in self._call.weights]
+        self._identity = f"{name} of {type(network).__qualname__} {_configuration(network)} {weights}"
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """The network's output."""
         if torch.is_grad_enabled() or any(value.device.type != "cpu" for value in inputs):
             return self._call(*inputs)
         graph = self._graph(inputs)
-        if graph is None:
-            return self._call(*inputs)
-        return _run(graph, inputs)
+        return self._call(*inputs) if graph is None else self._run(graph, inputs)
 
     def _graph(self, inputs: tuple[Tensor, ...]) -> Any:
-        kind = tuple((value.shape[1:], value.dtype) for value in inputs)
-        if kind not in self._graphs:
-            with self._lock:
-                if kind not in self._graphs:
+        kind = self._identity, tuple((value.shape[1:], value.dtype) for value in inputs)
+        if kind not in _graphs:
+            with _lock:
+                if kind not in _graphs and len(_graphs) < MOST_GRAPHS:
                     try:
-                        graph = self._record(inputs)
+                        _graphs[kind] = self._record(inputs)
                     except Exception as error:
-                        if is_out_of_memory(error):
-                            return None  # this time
-                        graph = None
-                    while len(self._graphs) >= MOST_GRAPHS:
-                        del self._graphs[next(iter(self._graphs))]
-                    self._graphs[kind] = graph
-        return self._graphs.get(kind)
+                        if not is_out_of_memory(error):  # there may be memory the next time
+                            _graphs[kind] = None
+        return _graphs.get(kind)
 
     def _record(self, inputs: tuple[Tensor, ...]) -> Any:
         """A graph that gives what the network does for other values and another number of rows; None without one."""
+
+        def call(*values: Tensor) -> Tensor:
+            return self._call.with_weights(*values)
+
+        example = tuple(value[:1].repeat(2, *[1] * (value.dim() - 1)) for value in inputs)
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            example = tuple(value[:1].repeat(2, *[1] * (value.dim() - 1)) for value in inputs)
-            graph = torch.jit.trace(self._call, example, check_trace=False)
+            graph = torch.jit.trace(call, (*self._call.weights, *example), check_trace=False)
         other = tuple(_other(value) for value in inputs)
-        same = torch.allclose(_run(graph, other), self._call(*other), rtol=0, atol=0, equal_nan=True)
+        same = torch.allclose(self._run(graph, other), self._call(*other), rtol=0, atol=0, equal_nan=True)
         return graph if same else None
+
+    def _run(self, graph: Any, inputs: tuple[Tensor, ...]) -> Tensor:
+        # Optimization would begin anew with every number of rows.
+        with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+            return graph(*self._call.weights, *inputs)
 
 
 class _Call(nn.Module):
-    """A call as a module, whose weights are the network's."""
+    """A call as a module.
+
+    Attributes:
+        weights: of the network, buffers included.
+    """
 
     def __init__(self, network: nn.Module, call: Callable[..., Tensor]) -> None:
         super().__init__()
         self.network = network
         self._call = call
         self.train(network.training)
+        registries: list[dict[str, Any]] = [
+            one for module in network.modules() for one in (module._parameters, module._buffers)
+        ]
+        self._places = [(one, name) for one in registries for name, value in one.items() if value is not None]
+        self.weights: tuple[Any, ...] = tuple(registry[name] for registry, name in self._places)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """The network's output."""
         return self._call(self.network, *inputs)
 
+    def with_weights(self, *values: Tensor) -> Tensor:
+        """The output with these weights instead of its own, and the inputs after them."""
+        try:
+            # torch.func.functional_call would do this, but not while a graph is being recorded.
+            for (registry, name), value in zip(self._places, values, strict=False):
+                registry[name] = value
+            return self(*values[len(self._places) :])
+        finally:
+            for (registry, name), value in zip(self._places, self.weights, strict=True):
+                registry[name] = value
 
-def _run(graph: Any, inputs: tuple[Tensor, ...]) -> Tensor:
-    # Optimization would begin anew with every number of rows.
-    with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
-        return graph(*inputs)
+
+def _configuration(network: nn.Module) -> str:
+    """What decides a network's operations beside the shapes of its weights; its identity where that is not said."""
+    config = getattr(network, "config", None)
+    if config is None:
+        return str(id(network))
+    # What begins with an underscore says where it comes from.
+    return json.dumps({k: v for k, v in dict(config).items() if not k.startswith("_")}, sort_keys=True, default=str)
 
 
 def _other(value: Tensor) -> Tensor:

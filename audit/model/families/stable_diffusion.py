@@ -25,7 +25,7 @@ class UNetDenoiser(Denoiser):
     """A `UNet2DConditionModel` behind the denoiser interface; timesteps may differ between rows."""
 
     def __init__(self, unet: UNet2DConditionModel, schedule: Schedule, prediction_type: PredictionType) -> None:
-        self._unet = Traced(unet, lambda unet, x, t, text: unet(x, t, text, return_dict=False)[0])
+        self._unet = Traced(unet, "noise", lambda unet, x, t, text: unet(x, t, text, return_dict=False)[0])
         self.schedule = schedule
         self.prediction_type = prediction_type
 
@@ -91,7 +91,7 @@ def load(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> C
             )
         return {"text": text_encoder(torch.tensor(tokens, device=device)).last_hidden_state}
 
-    decoder = Traced(vae, lambda vae, latents: vae.decode(latents, return_dict=False)[0])
+    decoder = Traced(vae, "decode", lambda vae, latents: vae.decode(latents, return_dict=False)[0])
 
     @torch.inference_mode()
     def decode(latents: Tensor) -> Tensor:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import pytest
 import torch
 from torch import Tensor, nn
 
+from audit import demo
 from audit.model import traced as module
 from audit.model.checkpoint import Checkpoint
+from audit.model.loading import load_checkpoint
 from audit.model.traced import Traced
 
 
@@ -36,7 +40,7 @@ def plain(x: Tensor, t: Tensor) -> Tensor:
 
 def traced(network: Network) -> Traced:
     """As checkpoints call theirs."""
-    return Traced(network, lambda network, x, t: network(x, t))
+    return Traced(network, "test", lambda network, x, t: network(x, t))
 
 
 def inputs(rows: int, dtype: torch.dtype = torch.int64) -> tuple[Tensor, Tensor]:
@@ -121,14 +125,30 @@ def test_gradients_are_left_alone() -> None:
 
 @torch.inference_mode()
 def test_graphs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shapes come and go."""
+    """When there are as many as may be, networks run as they are."""
+    graphs: dict[object, object] = {}
+    monkeypatch.setattr(module, "_graphs", graphs)
     monkeypatch.setattr(module, "MOST_GRAPHS", 2)
-    network = Network(lambda x, t: x)
-    fast = Traced(network, lambda network, x: x.flip(-1))
+    fast = Traced(Network(plain), "test", lambda network, x: x.flip(-1))
     for width in (3, 4, 5, 3):
         x = torch.randn(2, width)
         assert torch.equal(fast(x), x.flip(-1))
-    assert len(fast._graphs) == 2
+    assert len(graphs) == 2
+
+
+def test_loading_again_costs_no_memory() -> None:
+    """Checkpoints of one architecture have their graphs in common, and leave nothing behind."""
+
+    def load() -> None:
+        load_checkpoint(demo.CHECKPOINT)
+        gc.collect()
+
+    load()
+    before, graphs = psutil.Process().memory_info().rss, len(module._graphs)
+    for _ in range(10):
+        load()
+    assert len(module._graphs) == graphs
+    assert psutil.Process().memory_info().rss - before < 50 * 2**20
 
 
 @torch.inference_mode()
