@@ -263,8 +263,8 @@ class Audits:
         own = plan.evaluations * self._checkpoints.pace(checkpoint)
         if own > seconds_left:
             raise TooLate(
-                f"{plan.evaluations} denoiser evaluations take about {own:.3g} s here, more time than there is until the "
-                f"deadline ({max(0.0, seconds_left):.3g} s)",
+                f"{plan.evaluations} denoiser evaluations take about {own:.3g} s here, more time than there is until "
+                f"the deadline ({max(0.0, seconds_left):.3g} s)",
                 reason="DEADLINE_TOO_SHORT",
             )
         behind = own + sum(job.left * self._checkpoints.pace(job.checkpoint) for job in self._jobs)

@@ -24,6 +24,23 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+#: Files that take minutes, which begin first: left for the end, they would keep one worker busy and the other waiting.
+LONGEST = (
+    "service/test_soak.py", "cli/test_phase.py", "service/test_ray.py", "service/test_faults.py",
+    "audit/phase/test_run.py", "service/test_batch_kills.py", "audit/phase/test_page.py", "cli/test_train_ladder.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; the others as they come."""
+
+    def rank(item: pytest.Item) -> int:
+        path = item.path.as_posix()
+        return next((rank for rank, name in enumerate(LONGEST) if path.endswith(name)), len(LONGEST))
+
+    items.sort(key=rank)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_files_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Folders of the tests' own: for stores and imported prompts, and for what is remembered between runs."""

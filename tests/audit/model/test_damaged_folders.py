@@ -18,7 +18,7 @@ from audit.model.loading import load_checkpoint
 from tests.audit.makers import save_sd2_pipeline
 from tests.mutations import mutated, reconfigured, run
 
-EXAMPLES = 60
+EXAMPLES = 40
 
 
 @pytest.fixture(scope="module")
