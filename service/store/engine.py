@@ -23,6 +23,8 @@ from audit.errors import AuditError, InvalidInput, NotFound
 
 #: Seconds that a writer waits for another one.
 PATIENCE = 60
+#: Seconds that PostgreSQL lets a transaction wait for its client: one that was stopped holds rows that others need.
+ABANDONED = 45
 #: Execution option of engines that only read.
 READS = "basin_reads"
 
@@ -212,6 +214,12 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
 
+def _prepare_postgresql(connection: Any, record: object) -> None:
+    connection.autocommit = True
+    connection.execute(f"SET idle_in_transaction_session_timeout = '{ABANDONED}s'")
+    connection.autocommit = False
+
+
 def _prepare_sqlite(connection: Any, record: object) -> None:
     connection.isolation_level = None  # transactions begin where we say, not where sqlite3 guesses
     if not connection.execute("PRAGMA page_count").fetchone()[0]:  # later it cannot be said, and would take a lock
@@ -233,6 +241,7 @@ def _open(url: str) -> tuple[Engine, str]:
     if parsed.get_backend_name() == "postgresql":
         parsed = parsed.set(drivername="postgresql+psycopg")
         engine = create_engine(parsed, pool_pre_ping=True, hide_parameters=True, connect_args={"connect_timeout": 10})
+        event.listen(engine, "connect", _prepare_postgresql)
     elif file := sqlite_file(parsed):
         try:
             file.parent.mkdir(parents=True, exist_ok=True)

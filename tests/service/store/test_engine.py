@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Engine, inspect
+from sqlalchemy import Engine, inspect, text
 
 from audit.errors import AuditError, InvalidInput, NotFound
-from service.store.engine import connect
+from service.store import engine as module
+from service.store.engine import StoreFailed, connect
 from service.store.schema import Base
 from service.store.store import Store
 from tests.service.postgres import PASSWORD, Postgres
@@ -37,6 +38,26 @@ def test_the_migrations_make_the_schema(engine: Engine) -> None:
         context = MigrationContext.configure(connection, opts=options)
         assert compare_metadata(context, Base.metadata) == []
         assert {*Base.metadata.tables, "alembic_version"} == set(inspect(connection).get_table_names())
+
+
+def test_a_server_that_is_stopped_gives_its_rows_back(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL ends the transaction of a client that says nothing more; others need not wait for it."""
+    monkeypatch.setattr(module, "ABANDONED", 1)
+    url = postgres.create()
+    stopped, other = connect(url), connect(url)
+    change = text("UPDATE batches SET note = 'x'")
+    Store(stopped).create(entries(1), {})
+    silent = stopped.connect()
+    silent.execute(change)
+    with other.begin() as connection:
+        connection.execute(text("SET LOCAL statement_timeout = '60s'"))
+        connection.execute(change)
+    with pytest.raises(StoreFailed):
+        silent.execute(change)
+    silent.invalidate()
+    stopped.dispose()
+    other.dispose()
+    postgres.drop(url)
 
 
 def test_a_store_is_opened_again(url: str) -> None:
