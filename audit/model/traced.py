@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from audit.model.memory import is_out_of_memory
 MOST_GRAPHS = 32
 #: By what is computed and the kinds of inputs, without weights, so that networks of one architecture have it in common;
 #: None where recording did not work out.
-_graphs: dict[tuple[str, tuple[tuple[torch.Size, torch.dtype], ...]], Any] = {}
+_graphs: dict[tuple[Hashable, tuple[tuple[torch.Size, torch.dtype], ...]], Any] = {}
 _lock = threading.Lock()
 
 
@@ -42,8 +42,8 @@ class Traced:
 
     def __init__(self, network: nn.Module, name: str, call: Callable[..., Tensor]) -> None:
         self._call = _Call(network, call)
-        weights = [(tuple(value.shape), value.dtype) for value in self._call.weights]
-        self._identity = f"{name} of {type(network).__qualname__} {_configuration(network)} {weights}"
+        weights = tuple((value.shape, value.dtype) for value in self._call.weights)
+        self._identity = name, type(network), _configuration(network), weights
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """The network's output."""
@@ -118,11 +118,11 @@ class _Call(nn.Module):
                 registry[name] = value
 
 
-def _configuration(network: nn.Module) -> str:
-    """What decides a network's operations beside the shapes of its weights; its identity where that is not said."""
+def _configuration(network: nn.Module) -> Hashable:
+    """What decides a network's operations beside the shapes of its weights; like no other where that is not said."""
     config = getattr(network, "config", None)
     if config is None:
-        return str(id(network))
+        return object()
     # What begins with an underscore says where it comes from.
     return json.dumps({k: v for k, v in dict(config).items() if not k.startswith("_")}, sort_keys=True, default=str)
 

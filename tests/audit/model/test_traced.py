@@ -136,6 +136,17 @@ def test_graphs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(graphs) == 2
 
 
+@torch.inference_mode()
+def test_nothing_is_taken_for_a_network_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks that do not say what they compute have no graph in common, also where one takes the other's place."""
+    monkeypatch.setattr(module, "_graphs", {})
+    for sign in (1, -1) * 10:
+        network = Network(lambda x, t, sign=sign: sign * x)  # type: ignore[misc]
+        given = inputs(2)
+        assert torch.equal(traced(network)(*given), sign * network.layer(given[0]))
+        del network
+
+
 def test_loading_again_costs_no_memory() -> None:
     """Checkpoints of one architecture have their graphs in common, and leave nothing behind."""
 
