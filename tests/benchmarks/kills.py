@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -113,15 +113,8 @@ def _disturbed(
     server = Server(url, BATCHES__RUNNER="ray", BATCHES__RAY__ADDRESS=cluster.address)
     chance, killed = random.Random(30), Counter[str]()
     client = BasinClient(server.address)
-    spec = batch_pb2.BatchSpec(reference="demo")
-    spec.sampler.MergeFrom(audit_pb2.SamplerOptions(**HOW["sampler"]))
-    spec.budget.MergeFrom(audit_pb2.BudgetOptions(first_seed=BENCHMARK_SEED, **HOW["budget"]))
     try:
-        batch = insist(
-            lambda: client.submit(
-                spec, [batch_pb2.BatchPrompt(prompt=prompt) for prompt in prompts], request_id="kills"
-            )
-        )
+        batch = insist(lambda: submit(client, prompts, BENCHMARK_SEED, "kills"))
         done, again, end = set[int](), 0, time.monotonic() + LONGEST
         while killed.total() < KILLS and insist(lambda: client.batch(batch)).progress.open:
             until = time.monotonic() + chance.uniform(*PAUSE)
@@ -145,6 +138,14 @@ def _disturbed(
     finally:
         server.kill()
         client.close()
+
+
+def submit(client: BasinClient, prompts: Sequence[str], first_seed: int, request_id: str) -> str:
+    """The id of a batch of short items, the same however often it is sent."""
+    spec = batch_pb2.BatchSpec(reference="demo")
+    spec.sampler.MergeFrom(audit_pb2.SamplerOptions(**HOW["sampler"]))
+    spec.budget.MergeFrom(audit_pb2.BudgetOptions(first_seed=first_seed, **HOW["budget"]))
+    return client.submit(spec, [batch_pb2.BatchPrompt(prompt=prompt) for prompt in prompts], request_id=request_id)
 
 
 def _said(one: Concluded) -> tuple[str, ...]:

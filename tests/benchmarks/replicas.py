@@ -13,16 +13,16 @@ from datetime import datetime
 
 import psycopg
 
-from audit.v1 import audit_pb2, batch_pb2
+from audit.v1 import batch_pb2
 from service.client import BasinClient, ServiceError
 from tests.benchmarks.batch import captions
 from tests.benchmarks.common import BENCHMARK_SEED, markdown
-from tests.benchmarks.kills import HOW, LONGEST, Server, insist
+from tests.benchmarks.kills import LONGEST, Server, insist, submit
 from tests.service.postgres import Postgres, running_postgres
 
 SERVERS, KILLS = 3, 50
-#: Of a batch; there are always two that are not done.
-PROMPTS = 40
+#: Of a batch, and batches that are not done at any time.
+PROMPTS, OPEN = 40, 2
 #: Seconds between two kills, and the share of them that hits the database.
 PAUSE, DATABASE = (3.0, 10.0), 0.2
 
@@ -44,12 +44,12 @@ def run() -> str:
     failed = sum(not one.first.HasField("report") for results in kept.values() for one in results)
     count = sum(map(len, heard.values()))
     missing = PROMPTS * len(heard) - sum(map(len, kept.values()))
+    pause = f"{PAUSE[0]:g} to {PAUSE[1]:g}"
     return f"""# Replicas
 
 `python -m tests.benchmarks replicas`: {SERVERS} servers on one PostgreSQL, batches of {PROMPTS} short items (8 seeds,
 8 steps, no curvature) one after another at any of them, each read as it comes from any of them, and
-{killed.total()} random kills (SIGKILL) of a server that serves, or of the database, {PAUSE[0]:g} to {
-        PAUSE[1]:g} seconds
+{killed.total()} random kills (SIGKILL) of a server that serves, or of the database, {pause} seconds
 apart; what was killed is started again.
 
 {
@@ -60,8 +60,8 @@ apart; what was killed is started again.
     }
 
 Results that were acknowledged and are not there, or are others: {lost}. Acknowledged twice: {twice}. Items without a
-result: {missing}, failed: {failed}. Finished audits that were done again: {watched.again}, of {
-        len(watched.finished):,}.
+result: {missing}, failed: {failed}. Finished audits that were done again: {watched.again}, of
+{len(watched.finished):,}.
 """
 
 
@@ -93,11 +93,11 @@ def _disturbed(
     chance, killed, end = random.Random(50), Counter[str](), time.monotonic() + LONGEST
     addresses = [server.address for server in servers]
     heard: dict[str, Future[list[batch_pb2.BatchResult]]] = {}
-    with ThreadPoolExecutor(1000) as readers:
+    with ThreadPoolExecutor(OPEN) as readers:
         while killed.total() < KILLS or not all(one.done() for one in heard.values()):
             until = time.monotonic() + chance.uniform(*PAUSE)
             while time.monotonic() < until:
-                if killed.total() < KILLS and sum(not one.done() for one in heard.values()) < 2:
+                if killed.total() < KILLS and sum(not one.done() for one in heard.values()) < OPEN:
                     batch = insist(lambda: _submit(addresses, len(heard)))
                     heard[batch] = readers.submit(_read, addresses, batch)
                 watched.look()
@@ -118,13 +118,9 @@ def _disturbed(
 
 
 def _submit(addresses: Sequence[str], number: int) -> str:
-    """The id of a batch, the same however often it is sent."""
-    spec = batch_pb2.BatchSpec(reference="demo")
-    spec.sampler.MergeFrom(audit_pb2.SamplerOptions(**HOW["sampler"]))
-    spec.budget.MergeFrom(audit_pb2.BudgetOptions(first_seed=BENCHMARK_SEED + 1000 * number, **HOW["budget"]))
-    prompts = [batch_pb2.BatchPrompt(prompt=prompt) for prompt in captions(PROMPTS)]
+    """The id of a batch that any of the servers has taken in."""
     with BasinClient(random.choice(addresses)) as client:
-        return client.submit(spec, prompts, request_id=f"replicas-{number}")
+        return submit(client, captions(PROMPTS), BENCHMARK_SEED + 1000 * number, f"replicas-{number}")
 
 
 def _read(addresses: Sequence[str], batch: str) -> list[batch_pb2.BatchResult]:
