@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -66,9 +67,12 @@ class Traced:
 
     def _record(self, inputs: tuple[Tensor, ...]) -> Any:
         """A graph that gives what the network does for other values and another number of rows; None without one."""
+        own = weakref.ref(self._call)  # torch keeps what was recorded, and with it would keep the weights
 
-        def call(*values: Tensor) -> Tensor:
-            return self._call.with_weights(*values)
+        def call(*values: Tensor) -> Any:
+            found = own()
+            assert found is not None
+            return found.with_weights(*values)
 
         example = tuple(value[:1].repeat(2, *[1] * (value.dim() - 1)) for value in inputs)
         with warnings.catch_warnings(), torch.no_grad():

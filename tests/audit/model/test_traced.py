@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -142,9 +143,11 @@ def test_nothing_is_taken_for_a_network_that_is_gone(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(module, "_graphs", {})
     for sign in (1, -1) * 10:
         network = Network(lambda x, t, sign=sign: sign * x)  # type: ignore[misc]
-        given = inputs(2)
+        given, gone = inputs(2), weakref.ref(network)
         assert torch.equal(traced(network)(*given), sign * network.layer(given[0]))
         del network
+        gc.collect()
+        assert gone() is None
 
 
 def test_loading_again_costs_no_memory() -> None:
