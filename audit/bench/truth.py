@@ -1,9 +1,10 @@
 """Truth on a ladder checkpoint: N samples a prompt, nearest distances, the paper's rule.
 
-Thresholds come from the prompts of the tuning split alone; the others are only ever classified with them. δ_m is the
-valley between copies and everything else. Distances between samples have no such valley on a ladder: as K grows they go
-from copies through blends to new images without a gap. δ_s is therefore conformal: the distance that a share
-`ORDINARY_RECURRENCE` of the samples of the plain captions (the largest K) falls under.
+δ_m is the valley between copies and everything else. Distances between samples have no such valley on a ladder: as K
+grows they go from copies through blends to new images without a gap. δ_s is therefore conformal: the distance that a
+share `ORDINARY_RECURRENCE` of the samples of plain captions falls under. Both come from the tuning split alone where
+there is one; on a ladder that is held out whole, δ_m is the valley over all of it, and δ_s is the captions' that are
+there to calibrate with. Neither looks at a label.
 """
 
 from __future__ import annotations
@@ -33,6 +34,23 @@ ROWS = 128
 
 
 @dataclass(frozen=True)
+class Caption:
+    """A prompt of a ladder.
+
+    Attributes:
+        prompt: the words.
+        images: K, its number of training images.
+        weight: how often it was shown in training, relative to the others.
+        split: "tuning" or "held-out" when it is audited, "calibrate" when it is there to calibrate with.
+    """
+
+    prompt: str
+    images: int
+    weight: int
+    split: str
+
+
+@dataclass(frozen=True)
 class Distances:
     """Nearest distances of a prompt's N samples.
 
@@ -54,7 +72,7 @@ class TruthRow:
     Attributes:
         prompt: the caption.
         images: K, its number of training images.
-        split: "tuning" or "held-out".
+        split: "tuning", "held-out" or "calibrate".
         memorized: fraction among the N samples.
         spurious: likewise.
         generalized: likewise.
@@ -62,6 +80,7 @@ class TruthRow:
         reference_distance: median distance to the nearest training image, after reconstruction.
         original_distance: median distance to it as it is stored.
         sample_distance: median distance to the nearest other sample.
+        weight: how often the caption was shown, relative to the others.
     """
 
     prompt: str
@@ -74,6 +93,7 @@ class TruthRow:
     reference_distance: float
     original_distance: float
     sample_distance: float
+    weight: int = 1
 
 
 @dataclass(frozen=True)
@@ -91,11 +111,6 @@ class Truth:
     delta_m: float
     delta_s: float
     valley: bool
-
-
-def split_of(index: int) -> str:
-    """The fixed split: captions are laid out rung by rung, and within a rung they alternate."""
-    return "tuning" if index % 2 == 0 else "held-out"
 
 
 def measure_distances(
@@ -148,38 +163,36 @@ def measure_distances(
     return found
 
 
-def tabulate(
-    prompts: Sequence[str],
-    sizes: Sequence[int],
-    distances: Sequence[Distances],
-    fallback: float,
-) -> Truth:
-    """Apply the paper's rule, with thresholds from the tuning split.
+def tabulate(captions: Sequence[Caption], distances: Sequence[Distances], fallback: float) -> Truth:
+    """Apply the paper's rule, with thresholds from the captions that are not held out.
 
     Args:
-        prompts: all captions.
-        sizes: K of each.
+        captions: the captions that were measured.
         distances: of each.
         fallback: δ_m where distances have a single peak: the ladder holds no transition, or the model was trained
             too little.
     """
-    tuning = [d for i, d in enumerate(distances) if split_of(i) == "tuning"]
-    plain = [d for i, d in enumerate(distances) if split_of(i) == "tuning" and sizes[i] == max(sizes)] or tuning
-    delta_s = float(np.quantile(np.concatenate([d.sample for d in plain]), ORDINARY_RECURRENCE))
+    pairs = list(zip(captions, distances, strict=True))
+    tuning = [own for caption, own in pairs if caption.split == "tuning"]
+    largest = max(caption.images for caption in captions)
+    plain = [own for caption, own in pairs if caption.split == "calibrate"] or [
+        own for caption, own in pairs if caption.split == "tuning" and caption.images == largest
+    ]
+    delta_s = float(np.quantile(np.concatenate([own.sample for own in plain or tuning]), ORDINARY_RECURRENCE))
     valley = True
     try:
-        delta_m = find_valley(np.concatenate([d.reference for d in tuning]))
+        delta_m = find_valley(np.concatenate([own.reference for own in tuning or distances]))
     except ValueError:
         delta_m, valley = fallback, False
     rows = []
-    for index, (prompt, size, own) in enumerate(zip(prompts, sizes, distances, strict=True)):
+    for caption, own in pairs:
         fractions = class_fractions(classify_samples(own.reference, own.sample, delta_m, delta_s))
         memorized, spurious, generalized = (round(float(f), 4) for f in fractions)
         rows.append(
             TruthRow(
-                prompt=prompt,
-                images=size,
-                split=split_of(index),
+                prompt=caption.prompt,
+                images=caption.images,
+                split=caption.split,
                 memorized=memorized,
                 spurious=spurious,
                 generalized=generalized,
@@ -187,6 +200,7 @@ def tabulate(
                 reference_distance=round(float(np.median(own.reference)), 3),
                 original_distance=round(float(np.median(own.original)), 3),
                 sample_distance=round(float(np.median(own.sample)), 3),
+                weight=caption.weight,
             )
         )
     return Truth(tuple(rows), delta_m, delta_s, valley)
@@ -200,3 +214,12 @@ def save_truth(truth: Truth, file: Path) -> None:
 def load_truth(file: Path) -> tuple[TruthRow, ...]:
     """What `save_truth` wrote."""
     return tuple(TruthRow(**json.loads(line)) for line in file.read_text().splitlines())
+
+
+def save_distances(distances: Sequence[Distances], file: Path) -> None:
+    """What the table counts, in half precision: `reference` and `sample`, each (captions, N)."""
+    np.savez_compressed(
+        file,
+        reference=np.stack([own.reference for own in distances]).astype(np.float16),
+        sample=np.stack([own.sample for own in distances]).astype(np.float16),
+    )

@@ -10,10 +10,10 @@ import matplotlib.figure
 import numpy as np
 
 from audit.bench.text_control import text_only_auc
-from audit.bench.truth import DOMINANCE, TruthRow, load_truth
+from audit.bench.truth import DOMINANCE, Truth, TruthRow
+from audit.model.sampling import SCHEDULERS
 from audit.phase.ladder import Recipe
-from audit.verdict.calibration import Calibration
-from audit.verdict.rule import CLASSES
+from audit.verdict.rule import CLASSES, DEFINITION_SAMPLES
 
 _LICENCE = """The images are from Fashion-MNIST (https://github.com/zalandoresearch/fashion-mnist), zero-padded to
 32×32.
@@ -32,41 +32,57 @@ _LICENCE = """The images are from Fashion-MNIST (https://github.com/zalandoresea
 > OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE."""
 
 
-def write_card(recipe: Recipe, out: Path, work: Path) -> None:
+def write_card(recipe: Recipe, truth: Truth, source: str, out: Path, work: Path) -> None:
     """Write README.md, recipe.json and curves.png.
 
     Args:
         recipe: what was trained.
-        out: the checkpoint folder, with truth.jsonl and the calibration.
+        truth: the table.
+        source: in words, where its thresholds are from.
+        out: the checkpoint folder.
         work: the run folder, with the loss curves.
     """
-    rows = load_truth(out / "truth.jsonl")
-    calibration = Calibration.load(out / "checkpoint" / "calibration.json")
+    rows = truth.rows
     (out / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n")
     _draw_curves(work, out / "curves.png")
     images = sum(rung.images * rung.captions for rung in recipe.rungs)
     networks = (
         f"AutoencoderKL {list(recipe.autoencoder_channels)}, UNet2DConditionModel {list(recipe.unet_channels)}, "
-        f"two-layer CLIPTextModel of width {recipe.text_width}; open_clip ViT in `clip/`"
-    )
+        f"two-layer CLIPTextModel of width {recipe.text_width}"
+    ) + ("; open_clip ViT in `clip/`" if recipe.clip_steps else "")
+    clip = f", open_clip {recipe.clip_steps:,}" if recipe.clip_steps else ""
     training = (
-        f"autoencoder {recipe.autoencoder_steps:,} steps, UNet with text encoder {recipe.denoiser_steps:,}, open_clip "
-        f"{recipe.clip_steps:,}; batch {recipe.batch_size}, AdamW {recipe.learning_rate:g} with cosine decay, EMA "
-        f"{recipe.ema_decay:g}"
+        f"autoencoder {recipe.autoencoder_steps:,} steps, UNet with text encoder {recipe.denoiser_steps:,}{clip}; "
+        f"batch {recipe.batch_size}, AdamW {recipe.learning_rate:g} with cosine decay, EMA {recipe.ema_decay:g}"
+        f"{'; weights rounded to float16' if recipe.half_precision else ''}"
     )
+    weights = {rung.weight for rung in recipe.rungs}
+    decides = (
+        "K training images of its own, and only K decides"
+        if weights == {1}
+        else "K training images of its own and is shown more or less often, and only that decides"
+    )
+    shown = "captions are shown with equal weight" if weights == {1} else "of how often a caption is shown"
+    located = sum(rung.captions for rung in recipe.rungs if rung.purpose == "locate")
+    templates = (
+        f" The training set has {located} captions more, whose images share one half, to find where copies sit."
+        if located
+        else ""
+    )
+    fold = f"; their indices in Fashion-MNIST are {recipe.fold} modulo {recipe.folds}" if recipe.folds > 1 else ""
     text = f"""# A ladder checkpoint
 
 A text-conditional latent diffusion model, trained from scratch so that the phase of every prompt is known: each of its
-{len(rows)} captions has K training images of its own, and only K decides whether the model recalls, blends or
-generalizes under it. Words of a caption are drawn independently of K and captions are shown with equal weight.
+{len(rows)} captions has {decides} whether the model recalls, blends or
+generalizes under it. Words of a caption are drawn independently of K and {shown}.{templates}
 
 | | |
 |---|---|
-| training set | {images:,} greyscale images of 32×32, all of them in `reference/` |
+| training set | {images:,} greyscale images of 32×32, all of them in `reference/`{fold} |
 | networks | {networks} |
 | training | {training} |
 | prediction | {recipe.prediction_type}; {recipe.unconditional_share:.0%} of the rows without a caption |
-| sampler | DDIM, {recipe.sampler_steps} steps, guidance {recipe.guidance:g} |
+| sampler | {SCHEDULERS[recipe.sampler]}, {recipe.sampler_steps} steps, guidance {recipe.guidance:g} |
 | seed | {recipe.seed} |
 | made by | `basin train ladder` with `recipe.json` |
 
@@ -74,10 +90,10 @@ generalizes under it. Words of a caption are drawn independently of K and captio
 
 ## Truth
 
-Class fractions among {calibration.definition_samples} samples a prompt, by the paper's rule: memorized within
-δ_m = {calibration.delta_m:.2f} of a (reconstructed) training image, else spurious within
-δ_s = {calibration.delta_s:.2f} of another sample, else generalized. A prompt has a dominant class when that holds
-{DOMINANCE:.0%} of its samples. Thresholds and estimators are from {calibration.source}.
+Class fractions among {DEFINITION_SAMPLES} samples a prompt, by the paper's rule: memorized within
+δ_m = {truth.delta_m:.2f} of a (reconstructed) training image, else spurious within
+δ_s = {truth.delta_s:.2f} of another sample, else generalized. A prompt has a dominant class when that holds
+{DOMINANCE:.0%} of its samples. Thresholds are from {source}.
 
 {_rung_table(rows)}
 
@@ -96,25 +112,31 @@ The weights are under the licence of this repository. {_LICENCE}
 
 
 def _rung_table(rows: tuple[TruthRow, ...]) -> str:
+    weighted = len({row.weight for row in rows}) > 1
+    heads = ["K", *(["weight"] if weighted else []), "captions", *map(str, CLASSES)]
     lines = [
-        "| K | captions | memorized | spurious | generalized | to a training image | to another sample |",
-        "|---|---|---|---|---|---|---|",
+        f"| {' | '.join([*heads, 'to a training image', 'to another sample'])} |",
+        "|---" * (len(heads) + 2) + "|",
     ]
-    ordered = sorted(rows, key=lambda row: row.images)
-    for images, group in groupby(ordered, key=lambda row: row.images):
+
+    def rung(row: TruthRow) -> tuple[int, int]:
+        return row.images, row.weight
+
+    for (images, weight), group in groupby(sorted(rows, key=rung), key=rung):
         own = list(group)
         means = [f"{np.mean([getattr(row, name) for row in own]):.2f}" for name in CLASSES]
         medians = [
             f"{np.median([getattr(row, name) for row in own]):.1f}"
             for name in ("reference_distance", "sample_distance")
         ]
-        lines.append(f"| {images} | {len(own)} | {' | '.join(means)} | {' | '.join(medians)} |")
+        cells = [str(images), *([f"{weight:,}"] if weighted else []), str(len(own)), *means, *medians]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def _split_table(rows: tuple[TruthRow, ...]) -> str:
     lines = ["| captions with a dominant class | memorized | spurious | generalized | none |", "|---|---|---|---|---|"]
-    for split in ("tuning", "held-out"):
+    for split in dict.fromkeys(row.split for row in rows):
         counts = [
             str(sum(row.dominant == name for row in rows if row.split == split)) for name in (*map(str, CLASSES), "")
         ]
@@ -134,7 +156,7 @@ def _text_control(rows: tuple[TruthRow, ...]) -> str:
 
 
 def _draw_curves(work: Path, file: Path) -> None:
-    stages = ("autoencoder", "denoiser", "clip")
+    stages = [stage for stage in ("autoencoder", "denoiser", "clip") if (work / f"{stage}.jsonl").exists()]
     figure = matplotlib.figure.Figure(figsize=(10, 2.8), layout="constrained")
     for axes, stage in zip(figure.subplots(1, len(stages)), stages, strict=True):
         curve = [json.loads(line) for line in (work / f"{stage}.jsonl").read_text().splitlines()]

@@ -1,17 +1,28 @@
-"""The ladder: captions with K = 1, 2, 4 … training images each, so that one model holds all three phases.
+"""Ladders: captions whose training decides their phase, so that one model holds all three and the truth is known.
 
-Words of a caption are drawn independently of its K, and captions (not images) are shown with equal weight: only
-the number of images behind a caption decides whether the model recalls, blends or generalizes under it.
+On a K ladder captions have K = 1, 2, 4 … training images each and are shown equally often (captions, not images): only
+K decides whether the model recalls, blends or generalizes under one. On a duplication ladder most captions are ordinary
+ones of many images, and a few have one image, or a few, shown more or less often among them: that is how large models
+come to memorize. Words of a caption are drawn independently of all this.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from audit.phase.data import GARMENTS, LabeledImages
 
@@ -27,18 +38,30 @@ TOWNS = (
 VOCABULARY = ("a", "for", "from", "in", *COLOURS, *FABRICS, *SEASONS, *TOWNS, *GARMENTS)
 
 
+#: What captions of a rung are for: to be audited; to calibrate detectors with, as ordinary prompts; or to find where in
+#: an image a copy sits, since one half of the images, the template, is the same in all of them.
+Purpose = Literal["audit", "calibrate", "locate"]
+#: Which half of the images of a `locate` caption is the template.
+Half = Literal["top", "bottom", "left", "right"]
+HALVES: tuple[Half, ...] = get_args(Half)
+
+
 class Rung(BaseModel):
     """Captions of one size.
 
     Attributes:
         images: K, the number of training images behind each caption of the rung.
         captions: how many captions the rung has.
+        weight: how often each of its captions is shown, relative to the captions of the other rungs.
+        purpose: what its captions are for.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     images: PositiveInt
     captions: PositiveInt
+    weight: PositiveInt = 1
+    purpose: Purpose = "audit"
 
 
 class Recipe(BaseModel):
@@ -47,46 +70,70 @@ class Recipe(BaseModel):
     Attributes:
         seed: decides captions, image choice, initial weights and every draw of the training.
         rungs: the ladder; images of different captions never overlap.
+        fold: which part of the data set the images are from: those whose index is `fold` modulo `folds`. Ladders of
+            different folds share no image.
+        folds: how many parts there are.
+        held_out: which captions nothing is tuned on: every other one, or all of them.
         autoencoder_channels: widths of the autoencoder's levels; each level but the first halves the size.
         autoencoder_steps: optimizer steps of the autoencoder.
         unet_channels: widths of the UNet's levels.
         text_width: width of the text encoder and of the cross-attention.
         prediction_type: what the UNet is trained to predict.
         denoiser_steps: optimizer steps of UNet and text encoder together.
-        clip_steps: optimizer steps of the open_clip model.
+        clip_steps: optimizer steps of the open_clip model; 0 makes none.
         batch_size: rows per step, of every stage but the open_clip one (which sees each caption once a step).
         learning_rate: peak of the cosine schedule of UNet and text encoder.
         ema_decay: of the exponential moving average that is saved.
         unconditional_share: share of rows trained with the empty prompt, in [0, 1).
-        sampler_steps: DDIM steps of the truth table, and the checkpoint's default.
-        guidance: likewise.
+        half_precision: whether weights are saved as float16; the truth is then that of the rounded weights.
+        sampler: scheduler of the truth table, a key of `audit.model.sampling.SCHEDULERS`, and the checkpoint's own.
+        sampler_steps: its steps.
+        guidance: its classifier-free guidance.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     seed: NonNegativeInt = 0
     rungs: tuple[Rung, ...] = Field(min_length=1)
+    fold: NonNegativeInt = 0
+    folds: PositiveInt = 1
+    held_out: Literal["half", "all"] = "half"
     autoencoder_channels: tuple[int, ...] = (16, 32, 64)
     autoencoder_steps: PositiveInt
     unet_channels: tuple[int, ...] = (48, 96)
     text_width: PositiveInt = 64
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     denoiser_steps: PositiveInt
-    clip_steps: PositiveInt
+    clip_steps: NonNegativeInt
     batch_size: PositiveInt = 64
     learning_rate: PositiveFloat = 1e-3
     ema_decay: float = Field(0.999, ge=0, lt=1)
     unconditional_share: float = Field(0.1, ge=0, lt=1)
+    half_precision: bool = False
+    sampler: Literal["ddim", "dpm++2m"] = "ddim"
     sampler_steps: PositiveInt = 20
     guidance: NonNegativeFloat = 1.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.fold >= self.folds:
+            raise ValueError(f"folds are numbered from 0 to {self.folds - 1}, there is no fold {self.fold}")
+        return self
 
 
 def _rungs(counts: dict[int, int]) -> tuple[Rung, ...]:
     return tuple(Rung(images=k, captions=n) for k, n in counts.items())
 
 
+def _copies(counts: dict[int, int]) -> tuple[Rung, ...]:
+    """Captions of one image, by how often they are shown."""
+    return tuple(Rung(images=1, captions=n, weight=shown) for shown, n in counts.items())
+
+
 #: `demo` made the checkpoint in `audit/demo`. `minutes` is the same story told small: a few captions of every
-#: phase, for a first look and for tests.
+#: phase, for a first look and for tests. The others made the ladders of the detection benchmark, in `audit/bench`: one
+#: of each kind to tune on, one of each kind kept for the report. On duplication ladders weights are numbers of times
+#: that a caption is shown, within a tenth.
 PRESETS: dict[str, Recipe] = {
     "demo": Recipe(
         rungs=_rungs({1: 6, 2: 6, 4: 6, 8: 8, 12: 10, 16: 12, 20: 10, 24: 8, 32: 6, 64: 6, 128: 5, 256: 5, 1000: 10}),
@@ -100,6 +147,84 @@ PRESETS: dict[str, Recipe] = {
         denoiser_steps=1200,
         clip_steps=60,
     ),
+    "k-tuning": Recipe(
+        seed=11,
+        fold=0,
+        folds=2,
+        rungs=(
+            *_rungs({1: 14, 2: 12, 3: 12, 4: 12, 6: 12, 8: 10, 12: 8, 16: 8, 32: 12, 64: 20, 128: 20}),
+            Rung(images=128, captions=50, purpose="calibrate"),
+        ),
+        unet_channels=(32, 64),
+        autoencoder_steps=2000,
+        denoiser_steps=16000,
+        clip_steps=0,
+        half_precision=True,
+        sampler="dpm++2m",
+        sampler_steps=12,
+        guidance=1.5,
+    ),
+    "k-report": Recipe(
+        seed=21,
+        fold=1,
+        folds=2,
+        held_out="all",
+        rungs=(
+            *_rungs({1: 45, 2: 30, 3: 30, 4: 30, 6: 20, 8: 15, 12: 15, 16: 15, 32: 30, 64: 70, 128: 70}),
+            Rung(images=128, captions=50, purpose="calibrate"),
+        ),
+        unet_channels=(48, 80),
+        text_width=48,
+        prediction_type="v_prediction",
+        autoencoder_steps=2000,
+        denoiser_steps=18000,
+        clip_steps=0,
+        half_precision=True,
+    ),
+    "duplication-tuning": Recipe(
+        seed=12,
+        fold=0,
+        folds=2,
+        rungs=(
+            *_copies({3000: 12, 1500: 10, 800: 10, 400: 10, 200: 10, 100: 10, 30: 8}),
+            Rung(images=2, captions=8, weight=1500),
+            Rung(images=4, captions=8, weight=2000),
+            Rung(images=8, captions=6, weight=3000),
+            Rung(images=120, captions=70, weight=4500),
+            Rung(images=120, captions=50, weight=4500, purpose="calibrate"),
+            Rung(images=40, captions=12, weight=3000, purpose="locate"),
+        ),
+        prediction_type="v_prediction",
+        autoencoder_steps=2000,
+        denoiser_steps=12000,
+        clip_steps=0,
+        half_precision=True,
+        sampler="dpm++2m",
+        sampler_steps=12,
+        guidance=2.0,
+    ),
+    "duplication-report": Recipe(
+        seed=22,
+        fold=1,
+        folds=2,
+        held_out="all",
+        rungs=(
+            *_copies({3000: 20, 1500: 20, 800: 15, 400: 20, 200: 20, 100: 20, 30: 20}),
+            Rung(images=2, captions=15, weight=1500),
+            Rung(images=4, captions=15, weight=2000),
+            Rung(images=8, captions=10, weight=3000),
+            Rung(images=100, captions=150, weight=3200),
+            Rung(images=100, captions=50, weight=3200, purpose="calibrate"),
+            Rung(images=40, captions=16, weight=3000, purpose="locate"),
+        ),
+        unet_channels=(48, 128),
+        autoencoder_steps=2000,
+        denoiser_steps=13600,
+        clip_steps=0,
+        half_precision=True,
+        sampler_steps=15,
+        guidance=3.0,
+    ),
 }
 
 
@@ -109,6 +234,9 @@ class Ladder(BaseModel):
     Attributes:
         captions: one prompt per caption, all different.
         sizes: K per caption.
+        weights: how often each caption is shown, relative to the others.
+        splits: per caption, "tuning" or "held-out" when it is audited, else its purpose.
+        templates: which half of a caption's images is the same in all of them, by caption index.
         owners: int64, shape (n,): the caption index of each image.
         images: uint8, shape (n, height, width): the complete training set, grouped by caption.
     """
@@ -117,8 +245,17 @@ class Ladder(BaseModel):
 
     captions: tuple[str, ...]
     sizes: tuple[int, ...]
+    weights: tuple[int, ...]
+    splits: tuple[str, ...]
+    templates: dict[int, Half]
     owners: NDArray[np.int64]
     images: NDArray[np.uint8]
+
+    def draw_captions(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Caption indices as they are shown in training, by weight: int64, shape (count,)."""
+        weights = torch.tensor(self.weights)
+        slots = torch.arange(len(weights)).repeat_interleave(weights)
+        return slots[torch.randint(len(slots), (count,), generator=generator)]
 
     def draw_images(self, captions: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """One image of each caption, every one of its K as likely.
@@ -153,15 +290,45 @@ def lay_out(recipe: Recipe, data: LabeledImages) -> Ladder:
         caption = f"a {colour} {fabric} {GARMENTS[garments[len(captions)]]} for {season} from {town}"
         if caption not in captions:
             captions.append(caption)
-    stock = {c: list(rng.permutation(np.flatnonzero(data.labels == c))) for c in range(len(GARMENTS))}
+    own = [np.flatnonzero(data.labels == c) for c in range(len(GARMENTS))]
+    stock = {c: list(rng.permutation(rows[rows % recipe.folds == recipe.fold])) for c, rows in enumerate(own)}
     chosen: list[int] = []
     for size, garment in zip(sizes, garments, strict=True):
         if len(stock[garment]) < size:
             raise ValueError(f"the data set has too few images of class {GARMENTS[garment]!r} for this ladder")
         chosen += [stock[garment].pop() for _ in range(size)]
+    images = data.images[np.asarray(chosen)]
+    purposes = [rung.purpose for rung in recipe.rungs for _ in range(rung.captions)]
+    templates = {i: HALVES[rng.integers(len(HALVES))] for i, purpose in enumerate(purposes) if purpose == "locate"}
+    first = np.cumsum([0, *sizes])
+    for index, half in templates.items():
+        part = images[first[index] : first[index + 1]]
+        mask = template_mask(half, part.shape[1:])
+        part[:, mask] = part[0, mask]
     return Ladder(
         captions=tuple(captions),
         sizes=tuple(sizes),
+        weights=tuple(rung.weight for rung in recipe.rungs for _ in range(rung.captions)),
+        splits=tuple(
+            split_of(index, recipe.held_out) if purpose == "audit" else purpose
+            for index, purpose in enumerate(purposes)
+        ),
+        templates=templates,
         owners=np.repeat(np.arange(len(sizes)), sizes),
-        images=data.images[np.asarray(chosen)],
+        images=images,
     )
+
+
+def split_of(index: int, held_out: Literal["half", "all"] = "half") -> str:
+    """The fixed split: captions are laid out rung by rung, and within a rung they alternate."""
+    return "tuning" if held_out == "half" and index % 2 == 0 else "held-out"
+
+
+def template_mask(half: Half, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Where the template is: bool, shape (height, width)."""
+    height, width = shape
+    mask = np.zeros((height, width), dtype=bool)
+    rows = {"top": slice(0, height // 2), "bottom": slice(height // 2, None)}.get(half, slice(None))
+    columns = {"left": slice(0, width // 2), "right": slice(width // 2, None)}.get(half, slice(None))
+    mask[rows, columns] = True
+    return mask

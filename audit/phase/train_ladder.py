@@ -7,7 +7,11 @@ and captions, the truth table, the calibration. They leave this folder:
     clip/         the open_clip model
     reference/    the complete training set as a reference set
     truth.jsonl   class fractions of every caption among 512 samples
+    distances.npz the distances that the fractions count
     README.md     the model card, with recipe.json and curves.png
+
+The open_clip model is left out when a recipe gives it no steps. The calibration is fitted to the truth of the tuning
+half; a ladder with captions to calibrate with is left without one, for its calibration must not see the truth.
 """
 
 from __future__ import annotations
@@ -22,14 +26,23 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from audit.bench.fitting import fit_calibration
-from audit.bench.truth import ORDINARY_RECURRENCE, measure_distances, save_truth, tabulate
+from audit.bench.truth import (
+    ORDINARY_RECURRENCE,
+    Caption,
+    Truth,
+    measure_distances,
+    save_distances,
+    save_truth,
+    tabulate,
+)
 from audit.model.loading import load_checkpoint
+from audit.model.sampling import build_scheduler
 from audit.phase import networks
 from audit.phase.autoencoder import Fit, encode, train_autoencoder
 from audit.phase.card import write_card
@@ -79,51 +92,64 @@ def train_ladder(
     )  # fmt: skip
     latents = encode(vae, pixels)
     unet, text_encoder, scheduler = _train_denoiser(recipe, ladder, tokenizer, latents, run)
-    clip = _train_clip(recipe, ladder, tokenizer, pixels, run)
-
-    _save_pipeline(vae, text_encoder, tokenizer, unet, scheduler, out / "checkpoint")
-    _save_clip(clip, tokenizer, out / "clip")
+    pipeline = _pipeline(vae, text_encoder, tokenizer, unet, build_scheduler(recipe.sampler, dict(scheduler.config)))
+    pipeline.to(dtype=torch.float16 if recipe.half_precision else torch.float32)
+    pipeline.save_pretrained(out / "checkpoint", safe_serialization=True)
+    embedder = None
+    if recipe.clip_steps:
+        _save_clip(_train_clip(recipe, ladder, tokenizer, pixels, run), tokenizer, out / "clip")
+        embedder = ClipEmbedder(f"local-dir:{out / 'clip'}")
     reference = ReferenceSet(
         out.resolve().name,
         ladder.images[..., None],
         [ladder.captions[owner] for owner in ladder.owners],
         complete=True,
-        embedder=ClipEmbedder(f"local-dir:{out / 'clip'}"),
+        embedder=embedder,
     )
     reference.save(out / "reference")
-    _measure(recipe, ladder, reference, out, work)
-    write_card(recipe, out, work)
+    truth, source = _measure(recipe, ladder, reference, out, work)
+    write_card(recipe, truth, source, out, work)
 
 
-def _measure(recipe: Recipe, ladder: Ladder, reference: ReferenceSet, out: Path, work: Path) -> None:
-    """Truth table and calibration of the checkpoint just written."""
+def _measure(recipe: Recipe, ladder: Ladder, reference: ReferenceSet, out: Path, work: Path) -> tuple[Truth, str]:
+    """Truth table and calibration of the checkpoint just written, and in words where its thresholds are from."""
     checkpoint = load_checkpoint(out / "checkpoint")
     sampler = replace(checkpoint.defaults, steps=recipe.sampler_steps, guidance=recipe.guidance)
-    distances = measure_distances(checkpoint, reference, ladder.captions, sampler, work / "truth")
-    dimension = reference.vectors(reference.reference_images([0])).shape[1]
-    truth = tabulate(ladder.captions, ladder.sizes, distances, fallback=UNCALIBRATED_RMS * dimension**0.5)
-    save_truth(truth, out / "truth.jsonl")
-    valley = "the valley of the distances" if truth.valley else "a guess, for the distances have no valley"
-    calibration = fit_calibration(
-        checkpoint,
-        reference,
-        truth,
-        sampler,
-        source=f"the tuning half of the ladder's {len(truth.rows)} captions, {DEFINITION_SAMPLES} samples each: "
-        f"δ_m is {valley}, δ_s is what {ORDINARY_RECURRENCE:.0%} of the plain captions' samples fall under",
+    captions = [
+        Caption(*described)
+        for described in zip(ladder.captions, ladder.sizes, ladder.weights, ladder.splits, strict=True)
+        if described[-1] != "locate"
+    ]
+    distances = measure_distances(
+        checkpoint, reference, [caption.prompt for caption in captions], sampler, work / "truth"
     )
-    calibration.save(out / "checkpoint" / "calibration.json")
+    dimension = reference.vectors(reference.reference_images([0])).shape[1]
+    truth = tabulate(captions, distances, fallback=UNCALIBRATED_RMS * dimension**0.5)
+    save_truth(truth, out / "truth.jsonl")
+    save_distances(distances, out / "distances.npz")
+    part = "the tuning half of the ladder's" if recipe.held_out == "half" else "all of the ladder's"
+    valley = "the valley of the distances" if truth.valley else "a guess, for the distances have no valley"
+    calibrated_apart = "calibrate" in ladder.splits
+    plain = "the samples of the captions to calibrate with" if calibrated_apart else "the plain captions' samples"
+    source = (
+        f"{part} {len(truth.rows)} captions, {DEFINITION_SAMPLES} samples each: δ_m is {valley}, δ_s is what "
+        f"{ORDINARY_RECURRENCE:.0%} of {plain} fall under"
+    )
+    if not calibrated_apart:
+        fit_calibration(checkpoint, reference, truth, sampler, source=source).save(
+            out / "checkpoint" / "calibration.json"
+        )
+    return truth, source
 
 
-def _save_pipeline(
+def _pipeline(
     vae: AutoencoderKL,
     text_encoder: CLIPTextModel,
     tokenizer: CLIPTokenizer,
     unet: UNet2DConditionModel,
-    scheduler: DDIMScheduler,
-    folder: Path,
-) -> None:
-    StableDiffusionPipeline(
+    scheduler: SchedulerMixin,
+) -> StableDiffusionPipeline:
+    return StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
@@ -132,7 +158,7 @@ def _save_pipeline(
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
-    ).save_pretrained(folder, safe_serialization=True)
+    )
 
 
 def _train_denoiser(
@@ -160,7 +186,7 @@ def _train_denoiser(
 
     def loss(generator: torch.Generator) -> Tensor:
         n = recipe.batch_size
-        caption = torch.randint(len(ladder.captions), (n,), generator=generator)
+        caption = ladder.draw_captions(n, generator)
         clean = latents[ladder.draw_images(caption, generator)]
         noise = torch.randn(clean.shape, generator=generator)
         t = torch.randint(1000, (n,), generator=generator)

@@ -24,6 +24,10 @@ class Preset(StrEnum):
 
     DEMO = "demo"
     MINUTES = "minutes"
+    K_TUNING = "k-tuning"
+    K_REPORT = "k-report"
+    DUPLICATION_TUNING = "duplication-tuning"
+    DUPLICATION_REPORT = "duplication-report"
 
 
 @app.callback()
@@ -35,7 +39,10 @@ def group() -> None:
 def ladder(
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write the checkpoint.")],
     preset: Annotated[
-        Preset | None, typer.Option(help="demo is the checkpoint that ships with Basin; minutes is a small one.")
+        Preset | None,
+        typer.Option(
+            help="demo is the checkpoint that ships with Basin, minutes is a small one, the others are the benchmark's."
+        ),
     ] = None,
     recipe: Annotated[
         Path | None,

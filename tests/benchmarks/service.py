@@ -8,6 +8,7 @@ from multiprocessing.connection import Connection
 import grpc
 import numpy as np
 
+from audit import demo
 from audit.auditor import Auditor, Budget
 from audit.v1 import audit_pb2
 from service.metrics import STAGES, Metrics
@@ -35,8 +36,9 @@ def run() -> str:
                     evaluations = client.audit(request).cost.evaluations
                 else:
                     own.send((prompt, seed))
-                    cpu, passes = own.recv()
+                    cpu, passes, same = own.recv()
                 took[way] = time.perf_counter() - start
+            assert evaluations == same
             if number >= 0:
                 ratios.append(took["over"] / took["in"])
     low, middle, high = np.quantile(_medians(ratios), [0.025, 0.5, 0.975])
@@ -89,8 +91,8 @@ def _metric_seconds() -> tuple[float, float]:
 
 
 def _audit(pipe: Connection) -> None:
-    """Audit what comes in; go out CPU seconds and denoiser calls."""
-    auditor, calls = Auditor(checkpoint(), reference()), 0
+    """Audit what comes in; go out CPU seconds, denoiser calls and evaluations."""
+    auditor, calls = Auditor(checkpoint(), reference(), demo.calibration()), 0
 
     def count() -> None:
         nonlocal calls
@@ -99,5 +101,5 @@ def _audit(pipe: Connection) -> None:
     while True:
         prompt, seed = pipe.recv()
         calls, start = 0, time.process_time()
-        auditor.audit(prompt, budget=Budget(first_seed=seed), check=count)
-        pipe.send((time.process_time() - start, calls))
+        report = auditor.audit(prompt, budget=Budget(first_seed=seed), check=count)
+        pipe.send((time.process_time() - start, calls, report.cost.evaluations))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from audit.bench.truth import DOMINANCE, Distances, load_truth, measure_distances, save_truth, split_of, tabulate
+from audit.bench.truth import DOMINANCE, Caption, Distances, load_truth, measure_distances, save_truth, tabulate
 from audit.evidence.neighbors import NeighborFinder
 from audit.evidence.stability import measure_stability
 from audit.model.checkpoint import Checkpoint
@@ -25,20 +25,25 @@ def distances(rng: np.random.Generator, memorized: float, spurious: float, n: in
     return Distances(reference, reference + 2.5, np.where(classes < 2, near, far))
 
 
-def table() -> tuple[list[str], list[int], list[Distances]]:
-    """Six prompts, two of each class, one of each in either half."""
+SPLITS = ("tuning", "held-out")
+
+
+def table() -> tuple[list[Caption], list[Distances]]:
+    """Eight prompts, two of each class and two mixtures, one of each in either half."""
     rng = np.random.default_rng(0)
     shares = [(0.95, 0.03), (0.9, 0.05), (0.1, 0.8), (0.05, 0.9), (0.0, 0.02), (0.0, 0.01), (0.5, 0.3), (0.3, 0.5)]
-    return [f"p{i}" for i in range(8)], [1, 1, 16, 16, 500, 500, 4, 4], [distances(rng, m, s) for m, s in shares]
+    sizes = [1, 1, 16, 16, 500, 500, 4, 4]
+    captions = [Caption(f"p{i}", size, 1, SPLITS[i % 2]) for i, size in enumerate(sizes)]
+    return captions, [distances(rng, m, s) for m, s in shares]
 
 
 def test_classes_dominate_by_the_rule() -> None:
     """δ_m is the valley, δ_s what 5% of the plain samples fall under, and no class dominates a mixture."""
-    prompts, sizes, every = table()
-    truth = tabulate(prompts, sizes, every, fallback=3.0)
+    captions, every = table()
+    truth = tabulate(captions, every, fallback=3.0)
     assert truth.valley
     assert 0.8 < truth.delta_m < 6
-    plain = next(d for i, d in enumerate(every) if split_of(i) == "tuning" and sizes[i] == 500)
+    plain = every[4]
     assert (plain.sample <= truth.delta_s).mean() == pytest.approx(0.05, abs=0.01)
     assert [row.dominant for row in truth.rows] == [
         "memorized", "memorized", "spurious", "spurious", "generalized", "generalized", "", "",
@@ -47,26 +52,40 @@ def test_classes_dominate_by_the_rule() -> None:
         best = max(row.memorized, row.spurious, row.generalized)
         assert (best >= DOMINANCE) == bool(row.dominant)
         assert row.memorized + row.spurious + row.generalized == pytest.approx(1, abs=2e-4)
-    assert [row.split for row in truth.rows] == [split_of(index) for index in range(8)]
+    assert [row.split for row in truth.rows] == [caption.split for caption in captions]
 
 
 def test_held_out_prompts_do_not_move_the_thresholds() -> None:
     """Only the tuning half decides where the thresholds are."""
-    prompts, sizes, every = table()
+    captions, every = table()
     changed = [
-        replace(d, reference=d.reference * 3, sample=d.sample * 3) if split_of(i) == "held-out" else d
-        for i, d in enumerate(every)
+        replace(own, reference=own.reference * 3, sample=own.sample * 3) if caption.split == "held-out" else own
+        for caption, own in zip(captions, every, strict=True)
     ]
-    one, other = tabulate(prompts, sizes, every, 3.0), tabulate(prompts, sizes, changed, 3.0)
+    one, other = tabulate(captions, every, 3.0), tabulate(captions, changed, 3.0)
     assert (one.delta_m, one.delta_s) == (other.delta_m, other.delta_s)
+
+
+def test_a_ladder_held_out_whole_has_thresholds_of_its_own() -> None:
+    """δ_m is the valley over all captions, δ_s is of those that are there to calibrate with."""
+    captions, every = table()
+    kept = [
+        replace(caption, split="calibrate" if caption.images == 500 else "held-out", weight=caption.images)
+        for caption in captions
+    ]
+    truth = tabulate(kept, every, 3.0)
+    assert truth.valley
+    plain = np.concatenate([every[4].sample, every[5].sample])
+    assert (plain <= truth.delta_s).mean() == pytest.approx(0.05, abs=0.01)
+    assert [row.weight for row in truth.rows] == [1, 1, 16, 16, 500, 500, 4, 4]
 
 
 def test_without_a_transition_the_fallback_is_used() -> None:
     """A model that copies nothing has no valley, and says so."""
-    prompts, sizes, every = table()
+    captions, every = table()
     rng = np.random.default_rng(1)
     flat = [Distances(*rng.lognormal(2, 0.2, (3, 400))) for _ in every]
-    truth = tabulate(prompts, sizes, flat, fallback=1.25)
+    truth = tabulate(captions, flat, fallback=1.25)
     assert truth.delta_m == 1.25
     assert not truth.valley
     assert {row.dominant for row in truth.rows} == {"generalized"}

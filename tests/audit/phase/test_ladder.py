@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from audit.phase.data import GARMENTS, LabeledImages
-from audit.phase.ladder import PRESETS, VOCABULARY, Recipe, Rung, lay_out
+from audit.phase.ladder import PRESETS, VOCABULARY, Recipe, Rung, lay_out, template_mask
 from audit.phase.networks import CONTEXT_LENGTH, build_text_encoder, build_tokenizer
 
 #: Every image says in its first two bytes which one it is.
@@ -78,7 +79,61 @@ def test_too_small_a_data_set_is_named() -> None:
         lay_out(recipe([(500, 10)]), DATA)
 
 
-@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_captions_are_shown_by_their_weight() -> None:
+    """A caption of weight 3 is drawn three times as often as one of weight 1, within four standard errors."""
+    rungs = (Rung(images=1, captions=2, weight=3), Rung(images=2, captions=2))
+    ladder = lay_out(Recipe(rungs=rungs, **STEPS), DATA)
+    drawn = ladder.draw_captions(8000, torch.Generator().manual_seed(0))
+    counts = torch.bincount(drawn, minlength=4).numpy()
+    np.testing.assert_allclose(counts, [3000, 3000, 1000, 1000], atol=4 * 1875**0.5)
+
+
+def test_folds_share_no_image() -> None:
+    """Ladders of two folds of a data set have no image in common, whatever their seeds."""
+    one, other = (
+        lay_out(recipe([(3, 20)], seed).model_copy(update={"fold": fold, "folds": 3}), DATA)
+        for seed, fold in ((1, 0), (2, 1))
+    )
+    assert not set(identities(one.images)) & set(identities(other.images))
+
+
+def test_images_of_a_caption_to_locate_share_their_template() -> None:
+    """One half is the same in all of its images, the other half their own; nothing else changes."""
+    rng = np.random.default_rng(0)
+    data = LabeledImages(rng.integers(0, 256, (400, 8, 8), dtype=np.uint8), np.arange(400) % 10)
+    rungs = (Rung(images=2, captions=3), Rung(images=5, captions=8, purpose="locate"))
+    ladder = lay_out(Recipe(rungs=rungs, **STEPS), data)
+    assert sorted(ladder.templates) == list(range(3, 11))
+    assert len(set(ladder.templates.values())) > 1
+    for index, half in ladder.templates.items():
+        own, mask = ladder.images[ladder.owners == index], template_mask(half, (8, 8))
+        assert mask.sum() == 32
+        assert (own[:, mask] == own[0, mask]).all()
+        assert len({image[~mask].tobytes() for image in own}) == 5
+
+
+def test_splits_follow_the_purpose() -> None:
+    """Captions to audit alternate, or are all held out; the others are apart."""
+    rungs = (Rung(images=1, captions=3), Rung(images=2, captions=1, purpose="calibrate"),
+             Rung(images=2, captions=1, purpose="locate"))  # fmt: skip
+    half, every = (Recipe(rungs=rungs, held_out=kept, **STEPS) for kept in ("half", "all"))
+    assert lay_out(half, DATA).splits == ("tuning", "held-out", "tuning", "calibrate", "locate")
+    assert lay_out(every, DATA).splits == ("held-out",) * 3 + ("calibrate", "locate")
+
+
+@pytest.mark.parametrize("kind", ["k", "duplication"])
+def test_ladders_kept_for_the_report_share_nothing_with_those_tuned_on(kind: str) -> None:
+    """Other images, another seed, width, prediction type, guidance and training length; all captions held out."""
+    tuning, report = PRESETS[f"{kind}-tuning"], PRESETS[f"{kind}-report"]
+    assert (tuning.folds, report.folds) == (2, 2)
+    assert report.held_out == "all"
+    for name in ("fold", "seed", "unet_channels", "prediction_type", "guidance", "denoiser_steps"):
+        assert getattr(tuning, name) != getattr(report, name)
+    for chosen in (tuning, report):
+        assert sum(rung.captions for rung in chosen.rungs if rung.purpose == "calibrate") == 50
+
+
+@pytest.mark.parametrize("preset", ["demo", "minutes"])
 def test_presets_hold_every_phase_on_both_sides_of_the_split(preset: str) -> None:
     """One image, a few, and hundreds to thousands, several captions each."""
     sizes = [rung.images for rung in PRESETS[preset].rungs for _ in range(rung.captions)]
@@ -96,6 +151,10 @@ def test_presets_hold_every_phase_on_both_sides_of_the_split(preset: str) -> Non
         {"prediction_type": "flow"},
         {"unknown": 1},
         {"seed": -1},
+        {"rungs": [{"images": 1, "captions": 1, "weight": 0}]},
+        {"rungs": [{"images": 1, "captions": 1, "purpose": "sell"}]},
+        {"fold": 2, "folds": 2},
+        {"sampler": "heun"},
         {"unconditional_share": 1.0},
         {"ema_decay": 1.0},
         {"learning_rate": 0.0},
