@@ -21,11 +21,12 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from audit.evidence.curvature import jacobian_product
+from audit.evidence.curvature import jacobian_product, rademacher
 from audit.evidence.screening import Contrast
+from audit.evidence.stability import pairwise_distances
 from audit.model.denoiser import Condition, Denoiser, concatenate, repeat
 
-#: Tiles along a side of the image: sixteen in all (Carlini et al. 2023, section 4.2.1).
+#: Tiles along a side of the image: sixteen in all (Carlini et al. 2023).
 TILES = 4
 #: Probes of the diagonal (Kim & Lee 2026).
 PROBES = 16
@@ -82,7 +83,7 @@ def kim_diagonal_map(
         seed: of the probes.
     """
     n, d = len(x), x[0].numel()
-    signs = torch.randint(0, 2, (n * probes, d), generator=torch.Generator().manual_seed(seed)).double() * 2 - 1
+    signs = rademacher(n * probes, d, seed).repeat(2, 1)
     rows = concatenate([repeat(condition, n * probes), repeat(unconditional, n * probes)])
     points = x.repeat_interleave(probes, 0)
     products = jacobian_product(
@@ -90,9 +91,9 @@ def kim_diagonal_map(
         torch.cat([points, points]),
         torch.full((2 * n * probes,), timestep),
         rows,
-        torch.cat([signs, signs]) / d**0.5,
+        signs / d**0.5,
     )
-    diagonal = (torch.cat([signs, signs]) * d**0.5 * products).reshape(2, n, probes, *x.shape[1:]).mean(2)
+    diagonal = (signs * d**0.5 * products).reshape(2, n, probes, *x.shape[1:]).mean(2)
     sigma = float(denoiser.schedule.sigmas[timestep])
     return ((diagonal[0] - diagonal[1]) / sigma).clamp_min(0).sum(1)
 
@@ -106,7 +107,7 @@ def carlini(images: Tensor) -> NDArray[np.float64]:
     n, _, height, width = images.shape
     tiles = images.double().unfold(2, height // TILES, height // TILES).unfold(3, width // TILES, width // TILES)
     flat = tiles.permute(2, 3, 0, 1, 4, 5).reshape(TILES * TILES, n, -1)
-    return torch.cdist(flat, flat).amax(0).cpu().numpy()
+    return np.max([pairwise_distances(tile) for tile in flat.cpu()], axis=0)
 
 
 def closest_pair(distances: NDArray[np.float64]) -> float:

@@ -26,7 +26,10 @@ class Estimate:
 
 
 def area_under_curve(positive: ArrayLike, scores: ArrayLike) -> float:
-    """The chance that a positive scores higher than a negative, ties counting half."""
+    """The chance that a positive scores higher than a negative, ties counting half.
+
+    By ranks, since a bootstrap asks thousands of times, and scikit-learn's function takes milliseconds.
+    """
     labels = np.asarray(positive, dtype=bool)
     ups, downs = int(labels.sum()), int((~labels).sum())
     ranks = rankdata(np.asarray(scores, dtype=np.float64))
@@ -58,7 +61,7 @@ def calibration_error(right: ArrayLike, confidence: ArrayLike, bins: int = 10) -
     """Debiased calibration error: root mean square over bins of accuracy − confidence.
 
     The plug-in estimate counts the noise of each bin's accuracy as miscalibration; its expectation is subtracted
-    (Kumar, Liang & Ma 2019, definition 4.1), and what falls below zero is zero.
+    (Kumar, Liang & Ma 2019), and what falls below zero is zero.
 
     Args:
         right: whether each verdict was right, (n,).
@@ -86,8 +89,8 @@ def resamples(classes: ArrayLike, draws: int = DRAWS, seed: int = 0) -> NDArray[
         seed: of the draws.
     """
     rng, labels = np.random.default_rng(seed), np.asarray(classes)
-    parts = [np.flatnonzero(labels == value) for value in np.unique(labels)]
-    return np.concatenate([rng.choice(part, (draws, len(part))) for part in parts], axis=1)
+    parts = [np.flatnonzero(labels == value) for value in np.unique(labels)[::-1]]
+    return np.stack([np.concatenate([rng.choice(part, len(part)) for part in parts]) for _ in range(draws)])
 
 
 def estimate(measure: Callable[[NDArray[np.int64]], float], rows: NDArray[np.int64]) -> Estimate:
@@ -111,3 +114,9 @@ def estimate_difference(
     """How much higher a number is for one detector's scores than for another's, on the same prompts."""
     one, other = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
     return estimate(lambda own: measure(one, own) - measure(other, own), rows)
+
+
+def bootstrap_auc(positive: Sequence[bool], scores: Sequence[float], draws: int = DRAWS) -> Estimate:
+    """AUC of scores that should be higher where `positive`, with a bootstrap over the items of each class."""
+    labels, values = np.asarray(positive, dtype=bool), np.asarray(scores, dtype=np.float64)
+    return estimate(lambda own: area_under_curve(labels[own], values[own]), resamples(labels, draws))

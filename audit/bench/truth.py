@@ -40,14 +40,14 @@ class Caption:
     Attributes:
         prompt: the words.
         images: K, its number of training images.
-        weight: how often it was shown in training, relative to the others.
         split: "tuning" or "held-out" when it is audited, "calibrate" when it is there to calibrate with.
+        weight: how often it was shown in training, relative to the others.
     """
 
     prompt: str
     images: int
-    weight: int
     split: str
+    weight: int = 1
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,11 @@ class Distances:
     sample: NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class TruthRow:
+@dataclass(frozen=True, kw_only=True)
+class TruthRow(Caption):
     """One prompt of the truth table.
 
     Attributes:
-        prompt: the caption.
-        images: K, its number of training images.
-        split: "tuning", "held-out" or "calibrate".
         memorized: fraction among the N samples.
         spurious: likewise.
         generalized: likewise.
@@ -80,12 +77,8 @@ class TruthRow:
         reference_distance: median distance to the nearest training image, after reconstruction.
         original_distance: median distance to it as it is stored.
         sample_distance: median distance to the nearest other sample.
-        weight: how often the caption was shown, relative to the others.
     """
 
-    prompt: str
-    images: int
-    split: str
     memorized: float
     spurious: float
     generalized: float
@@ -93,7 +86,6 @@ class TruthRow:
     reference_distance: float
     original_distance: float
     sample_distance: float
-    weight: int = 1
 
 
 @dataclass(frozen=True)
@@ -190,9 +182,7 @@ def tabulate(captions: Sequence[Caption], distances: Sequence[Distances], fallba
         memorized, spurious, generalized = (round(float(f), 4) for f in fractions)
         rows.append(
             TruthRow(
-                prompt=caption.prompt,
-                images=caption.images,
-                split=caption.split,
+                **asdict(caption),
                 memorized=memorized,
                 spurious=spurious,
                 generalized=generalized,
@@ -200,7 +190,6 @@ def tabulate(captions: Sequence[Caption], distances: Sequence[Distances], fallba
                 reference_distance=round(float(np.median(own.reference)), 3),
                 original_distance=round(float(np.median(own.original)), 3),
                 sample_distance=round(float(np.median(own.sample)), 3),
-                weight=caption.weight,
             )
         )
     return Truth(tuple(rows), delta_m, delta_s, valley)

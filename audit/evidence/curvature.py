@@ -216,6 +216,12 @@ def jacobian_product(
     return torch.cat(products)
 
 
+def rademacher(count: int, dimension: int, seed: int) -> Tensor:
+    """Random sign vectors, float64, (count, dimension)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 2, (count, dimension), generator=generator).double() * 2 - 1
+
+
 @torch.inference_mode()
 def _dense(
     denoiser: Denoiser, x: Tensor, t: Tensor, condition: Condition, scale: Tensor, rows: int
@@ -256,15 +262,13 @@ def _lanczos(
 ) -> list[PointSpectrum]:
     n, d = len(x), x[0].numel()
     steps = min(steps, d)
-    generator = torch.Generator().manual_seed(seed)
-    signs = torch.randint(0, 2, (n * probes, d), generator=generator).double() * 2 - 1
     xs, ts = x.repeat_interleave(probes, 0), t.repeat_interleave(probes)
     conditions = {name: tensor.repeat_interleave(probes, 0) for name, tensor in condition.items()}
     scales = scale.repeat_interleave(probes)[:, None]
 
     basis = torch.zeros(n * probes, steps, d, dtype=torch.float64)
     projected = torch.zeros(n * probes, steps, steps, dtype=torch.float64)
-    basis[:, 0] = signs / d**0.5
+    basis[:, 0] = rademacher(n * probes, d, seed) / d**0.5
     for k in range(steps):
         product = scales * jacobian_product(denoiser, xs, ts, conditions, basis[:, k], rows)
         # The whole column of QᵀJQ, also above the diagonal: J is not exactly symmetric.

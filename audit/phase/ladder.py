@@ -253,9 +253,8 @@ class Ladder(BaseModel):
 
     def draw_captions(self, count: int, generator: torch.Generator) -> torch.Tensor:
         """Caption indices as they are shown in training, by weight: int64, shape (count,)."""
-        weights = torch.tensor(self.weights)
-        slots = torch.arange(len(weights)).repeat_interleave(weights)
-        return slots[torch.randint(len(slots), (count,), generator=generator)]
+        last = torch.tensor(self.weights).cumsum(0)
+        return torch.searchsorted(last, torch.randint(int(last[-1]), (count,), generator=generator), right=True)
 
     def draw_images(self, captions: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """One image of each caption, every one of its K as likely.
@@ -282,7 +281,8 @@ def lay_out(recipe: Recipe, data: LabeledImages) -> Ladder:
         ValueError: a class has fewer images than its captions need.
     """
     rng = np.random.default_rng(recipe.seed)
-    sizes = [rung.images for rung in recipe.rungs for _ in range(rung.captions)]
+    rungs = [rung for rung in recipe.rungs for _ in range(rung.captions)]
+    sizes = [rung.images for rung in rungs]
     garments = np.concatenate([np.resize(rng.permutation(len(GARMENTS)), rung.captions) for rung in recipe.rungs])
     captions: list[str] = []
     while len(captions) < len(sizes):
@@ -298,8 +298,7 @@ def lay_out(recipe: Recipe, data: LabeledImages) -> Ladder:
             raise ValueError(f"the data set has too few images of class {GARMENTS[garment]!r} for this ladder")
         chosen += [stock[garment].pop() for _ in range(size)]
     images = data.images[np.asarray(chosen)]
-    purposes = [rung.purpose for rung in recipe.rungs for _ in range(rung.captions)]
-    templates = {i: HALVES[rng.integers(len(HALVES))] for i, purpose in enumerate(purposes) if purpose == "locate"}
+    templates = {i: HALVES[rng.integers(len(HALVES))] for i, rung in enumerate(rungs) if rung.purpose == "locate"}
     first = np.cumsum([0, *sizes])
     for index, half in templates.items():
         part = images[first[index] : first[index + 1]]
@@ -308,10 +307,10 @@ def lay_out(recipe: Recipe, data: LabeledImages) -> Ladder:
     return Ladder(
         captions=tuple(captions),
         sizes=tuple(sizes),
-        weights=tuple(rung.weight for rung in recipe.rungs for _ in range(rung.captions)),
+        weights=tuple(rung.weight for rung in rungs),
         splits=tuple(
-            split_of(index, recipe.held_out) if purpose == "audit" else purpose
-            for index, purpose in enumerate(purposes)
+            split_of(index, recipe.held_out) if rung.purpose == "audit" else rung.purpose
+            for index, rung in enumerate(rungs)
         ),
         templates=templates,
         owners=np.repeat(np.arange(len(sizes)), sizes),
@@ -319,7 +318,7 @@ def lay_out(recipe: Recipe, data: LabeledImages) -> Ladder:
     )
 
 
-def split_of(index: int, held_out: Literal["half", "all"] = "half") -> str:
+def split_of(index: int, held_out: Literal["half", "all"]) -> str:
     """The fixed split: captions are laid out rung by rung, and within a rung they alternate."""
     return "tuning" if held_out == "half" and index % 2 == 0 else "held-out"
 

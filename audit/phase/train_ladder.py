@@ -26,7 +26,7 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -92,9 +92,7 @@ def train_ladder(
     )  # fmt: skip
     latents = encode(vae, pixels)
     unet, text_encoder, scheduler = _train_denoiser(recipe, ladder, tokenizer, latents, run)
-    pipeline = _pipeline(vae, text_encoder, tokenizer, unet, build_scheduler(recipe.sampler, dict(scheduler.config)))
-    pipeline.to(dtype=torch.float16 if recipe.half_precision else torch.float32)
-    pipeline.save_pretrained(out / "checkpoint", safe_serialization=True)
+    _save_pipeline(recipe, vae, text_encoder, tokenizer, unet, scheduler, out / "checkpoint")
     embedder = None
     if recipe.clip_steps:
         _save_clip(_train_clip(recipe, ladder, tokenizer, pixels, run), tokenizer, out / "clip")
@@ -116,9 +114,11 @@ def _measure(recipe: Recipe, ladder: Ladder, reference: ReferenceSet, out: Path,
     checkpoint = load_checkpoint(out / "checkpoint")
     sampler = replace(checkpoint.defaults, steps=recipe.sampler_steps, guidance=recipe.guidance)
     captions = [
-        Caption(*described)
-        for described in zip(ladder.captions, ladder.sizes, ladder.weights, ladder.splits, strict=True)
-        if described[-1] != "locate"
+        Caption(prompt, images, split, weight)
+        for prompt, images, split, weight in zip(
+            ladder.captions, ladder.sizes, ladder.splits, ladder.weights, strict=True
+        )
+        if split != "locate"
     ]
     distances = measure_distances(
         checkpoint, reference, [caption.prompt for caption in captions], sampler, work / "truth"
@@ -142,23 +142,28 @@ def _measure(recipe: Recipe, ladder: Ladder, reference: ReferenceSet, out: Path,
     return truth, source
 
 
-def _pipeline(
+def _save_pipeline(
+    recipe: Recipe,
     vae: AutoencoderKL,
     text_encoder: CLIPTextModel,
     tokenizer: CLIPTokenizer,
     unet: UNet2DConditionModel,
-    scheduler: SchedulerMixin,
-) -> StableDiffusionPipeline:
-    return StableDiffusionPipeline(
+    scheduler: DDIMScheduler,
+    folder: Path,
+) -> None:
+    """Write the checkpoint in the recipe's precision, with the recipe's sampler as its own."""
+    pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=scheduler,
+        scheduler=build_scheduler(recipe.sampler, dict(scheduler.config)),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
+    pipeline.to(dtype=torch.float16 if recipe.half_precision else torch.float32)
+    pipeline.save_pretrained(folder, safe_serialization=True)
 
 
 def _train_denoiser(

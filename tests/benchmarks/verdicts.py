@@ -11,7 +11,8 @@ import torch
 
 from audit import demo
 from audit.auditor import Auditor, Budget
-from audit.bench.text_control import bootstrap_auc, text_only_auc
+from audit.bench.scores import bootstrap_auc
+from audit.bench.text_control import text_only_auc
 from audit.bench.truth import TruthRow
 from audit.progress import progress_bar
 from audit.report import Report

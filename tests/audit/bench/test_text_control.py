@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from audit.bench.text_control import bootstrap_auc, text_only_auc
+from audit.bench.scores import bootstrap_auc
+from audit.bench.text_control import text_only_auc
 
 WORDS = [f"word{i}" for i in range(12)]
 

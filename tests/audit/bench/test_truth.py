@@ -33,7 +33,7 @@ def table() -> tuple[list[Caption], list[Distances]]:
     rng = np.random.default_rng(0)
     shares = [(0.95, 0.03), (0.9, 0.05), (0.1, 0.8), (0.05, 0.9), (0.0, 0.02), (0.0, 0.01), (0.5, 0.3), (0.3, 0.5)]
     sizes = [1, 1, 16, 16, 500, 500, 4, 4]
-    captions = [Caption(f"p{i}", size, 1, SPLITS[i % 2]) for i, size in enumerate(sizes)]
+    captions = [Caption(f"p{i}", size, SPLITS[i % 2]) for i, size in enumerate(sizes)]
     return captions, [distances(rng, m, s) for m, s in shares]
 
 
