@@ -8,18 +8,30 @@ level:
     alignment   mean over pixels of the cosine over channels of ε_Δ with ε̂(z, t, empty prompt)
                                                      (Asthana & Belagiannis 2026)
 
-The noise is the same for all prompts, so that the unconditional branch is evaluated once for all of them.
+The noise is the same for all prompts, so that the unconditional branch is evaluated once for all of them: a prompt
+then costs one evaluation a noise and level.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from audit.evidence.curvature import DIFFERENCE_STEP
 from audit.model.denoiser import Condition, Denoiser, concatenate, repeat
+from audit.model.sampling import draw_noise
+from audit.reference.images import in_chunks
+
+#: σ of the noise levels at which prompts are screened. High up the contrast tells where one image is all that a prompt
+#: leads to; half-way down, where the prediction on pure noise is far from what was trained, whether few of them are.
+NOISE_LEVELS = (0.92, 0.5)
+#: Seeds of the noise: the same for all prompts of all checkpoints, and none that users are likely to audit with.
+SEEDS = range(7_000_000_000, 7_000_000_004)
 
 
 @dataclass(frozen=True)
@@ -46,7 +58,11 @@ class Contrast:
     @property
     def alignment(self) -> Tensor:
         """Mean over pixels of the cosine over channels of ε_Δ with the unconditional prediction, (n,), in [-1, 1]."""
-        return torch.nn.functional.cosine_similarity(self.unconditional, self.difference, dim=1).flatten(1).mean(1)
+        return _alignment(self.unconditional, self.difference)
+
+
+def _alignment(unconditional: Tensor, difference: Tensor) -> Tensor:
+    return torch.nn.functional.cosine_similarity(unconditional, difference, dim=1).flatten(1).mean(1)
 
 
 def measure_contrast(
@@ -96,3 +112,83 @@ def contrast_curvature(
     step = found.sigma * DIFFERENCE_STEP * torch.finfo(x.dtype).eps ** 0.5
     moved = measure_contrast(denoiser, x + step * direction, found.timestep, condition, unconditional)
     return (moved.difference - found.difference).flatten(1).norm(dim=1) / step
+
+
+@dataclass(frozen=True)
+class Screening:
+    """What screening measured of a prompt.
+
+    Attributes:
+        timesteps: of the noise levels.
+        sigmas: their σ.
+        contrast: ‖ε_Δ‖₂/√d of every noise and level, (n, levels).
+        alignment: likewise, in [-1, 1].
+    """
+
+    timesteps: tuple[int, ...]
+    sigmas: tuple[float, ...]
+    contrast: NDArray[np.float64]
+    alignment: NDArray[np.float64]
+
+
+class Screen:
+    """Screens prompts at one latent size, and knows what the network predicts there without a prompt.
+
+    Args:
+        denoiser: ε̂.
+        latent_shape: of one row.
+        unconditional: of the empty prompt, one row.
+        noise_levels: σ of each level; the nearest training timestep is used.
+        seeds: of the noise.
+        device: where latents live.
+        dtype: of latents.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        latent_shape: Sequence[int],
+        unconditional: Condition,
+        *,
+        noise_levels: Sequence[float] = NOISE_LEVELS,
+        seeds: Sequence[int] = SEEDS,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.timesteps = tuple(denoiser.schedule.timestep(level) for level in noise_levels)
+        n, levels = len(seeds), len(self.timesteps)
+        noise = draw_noise(seeds, latent_shape)[0].to(device, dtype)
+        #: Every noise at every level, (n · levels, *latent shape), the levels of a noise beside each other.
+        self._points = noise.repeat_interleave(levels, 0)
+        self._times = torch.tensor(self.timesteps).repeat(n)
+        with torch.inference_mode():
+            self._known = denoiser(self._points, self._times, repeat(unconditional, n * levels))
+
+    @property
+    def evaluations(self) -> int:
+        """Of one prompt."""
+        return len(self._times)
+
+    @torch.inference_mode()
+    def measure(self, denoiser: Denoiser, prompts: Condition, *, rows: int = 256) -> list[Screening]:
+        """Screen prompts, in shared batches: `evaluations` each.
+
+        Args:
+            denoiser: ε̂, the one that this was made with or one that stands in for it.
+            prompts: one row per prompt.
+            rows: most rows in one call of the denoiser.
+        """
+        count, each = len(next(iter(prompts.values()))), self.evaluations
+        norms, cosines = [], []
+        for part in in_chunks(count * each, rows):
+            index = torch.arange(part.start, part.stop)
+            place, owner = index % each, index // each
+            condition = {name: tensor[owner.to(tensor.device)] for name, tensor in prompts.items()}
+            known = self._known[place]
+            found = denoiser(self._points[place], self._times[place], condition) - known
+            norms.append(found.flatten(1).double().square().mean(1).sqrt().cpu())
+            cosines.append(_alignment(known, found).double().cpu())
+        shape = (count, -1, len(self.timesteps))
+        contrast, alignment = torch.cat(norms).reshape(shape).numpy(), torch.cat(cosines).reshape(shape).numpy()
+        sigmas = tuple(float(denoiser.schedule.sigmas[t]) for t in self.timesteps)
+        return [Screening(self.timesteps, sigmas, contrast[i], alignment[i]) for i in range(count)]

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from audit.evidence.screening import contrast_curvature, measure_contrast
-from audit.model.denoiser import MeteredDenoiser, repeat
+from audit.evidence.screening import Screen, contrast_curvature, measure_contrast
+from audit.model.denoiser import MeteredDenoiser, concatenate, repeat
 from audit.model.empirical import EmpiricalDenoiser
+from audit.model.sampling import draw_noise
 from tests.audit.makers import clusters, stable_diffusion_schedule, timestep_of
 
 SHAPE = (4, 2, 2)
@@ -89,3 +90,23 @@ def test_the_same_prompt_has_no_contrast() -> None:
     found = measure_contrast(denoiser, x, 500, empty, empty)
     assert float(found.norm.max()) == 0.0
     assert float(contrast_curvature(denoiser, x, found, empty, empty).max()) == 0.0
+
+
+@pytest.mark.parametrize("rows", [1, 5, 256])
+def test_a_screen_measures_the_contrast_of_every_prompt(rows: int) -> None:
+    """As `measure_contrast` has it at the same noise, 1 evaluation a noise and level; the other branch is paid once."""
+    denoiser, _ = scene(torch.float64)
+    meter, seeds, levels = MeteredDenoiser(denoiser), range(40, 43), (0.9, 0.3)
+    prompt, empty = denoiser.condition(PROMPT), denoiser.condition(EMPTY)
+    screen = Screen(meter, SHAPE, empty, noise_levels=levels, seeds=seeds, dtype=torch.float64)
+    assert meter.evaluations == screen.evaluations == 6
+    first, second = screen.measure(meter, concatenate([prompt, empty]), rows=rows)
+    assert meter.evaluations == 3 * 6
+    noise = draw_noise(seeds, SHAPE)[0].double()
+    for level, t in enumerate(first.timesteps):
+        exact = measure_contrast(denoiser, noise, t, prompt, empty)
+        assert exact.sigma == first.sigmas[level] == pytest.approx(levels[level], abs=0.01)
+        torch.testing.assert_close(torch.from_numpy(first.contrast[:, level]), exact.norm / 4)
+        torch.testing.assert_close(torch.from_numpy(first.alignment[:, level]), exact.alignment)
+    assert second.contrast.shape == (3, 2)
+    assert second.contrast.max() < 1e-12
