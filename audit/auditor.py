@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from typing import Any
@@ -14,85 +12,42 @@ from typing import Any
 import numpy as np
 import torch
 
+from audit.budget import GROUP, Budget
 from audit.errors import BrokenCheckpoint, InvalidInput
-from audit.evidence.curvature import CurvatureSettings, measure_curvature
+from audit.evidence.curvature import CurvatureLevel, measure_curvature
+from audit.evidence.gathered import Draws
 from audit.evidence.neighbors import NeighborFinder, Neighbors
-from audit.evidence.stability import measure_stability
-from audit.limits import MAX_DEFINITION_SAMPLES, MAX_IMAGE_SIDE, MAX_PROMPT_CHARACTERS, MAX_SEED, MAX_SEEDS
+from audit.evidence.screening import EVALUATIONS as SCREENING
+from audit.evidence.screening import Screen, Screening
+from audit.evidence.smoothed import measure_smoothed_trace
+from audit.limits import MAX_IMAGE_SIDE, MAX_PROMPT_CHARACTERS
 from audit.model.checkpoint import Checkpoint
-from audit.model.denoiser import Condition, Denoiser, MeteredDenoiser
+from audit.model.denoiser import Condition, Denoiser, MeteredDenoiser, concatenate
 from audit.model.memory import in_halves
-from audit.model.sampling import SCHEDULERS, SamplerSettings, Samples, build_scheduler
+from audit.model.sampling import SCHEDULERS, SamplerSettings, build_scheduler
 from audit.reference.images import in_chunks, pixel_vectors, to_bytes
 from audit.reference.reference_set import ReferenceSet
 from audit.report import Cost, ReferenceUsed, Report, library_versions
 from audit.verdict.calibration import Calibration
-from audit.verdict.decision import decide
+from audit.verdict.decision import SETTLED, Screened, decide, screen
+from audit.verdict.features import NOISE_LEVELS, TRACED
+from audit.work import Progress, Work
 
 #: Latent dimensions up to which the dense Jacobian is taken: half a gigabyte of float64.
 MAX_DENSE_DIMENSION = 8192
-#: Most seeds that one group draws side by side.
-GROUP = 64
-#: Conditions that an auditor remembers, and timesteps of schedulers.
-ENCODED, SCHEDULED = 64, 256
+#: Conditions that an auditor remembers, timesteps of schedulers, and latent sizes it screens at.
+ENCODED, SCHEDULED, SCREENS = 64, 256, 4
+#: Seed of a sample + this: seed of the noise that its smoothed trace is taken with.
+TRACE_SEED = 1 << 62
 
 
 @dataclass(frozen=True)
-class Budget:
-    """How much an audit may spend.
+class _Given:
+    """A prompt as the denoiser takes it, and what was measured before any image."""
 
-    Attributes:
-        seeds: samples drawn.
-        first_seed: samples use the consecutive seeds from here.
-        definition_samples: N: fractions are those expected among so many samples.
-        curvature: what is spent on curvature.
-    """
-
-    seeds: int = 16
-    first_seed: int = 0
-    definition_samples: int = 512
-    curvature: CurvatureSettings = field(default_factory=CurvatureSettings)
-
-    def __post_init__(self) -> None:
-        """Raises InvalidInput, naming the field, for values out of range."""
-        for name, low, high in (
-            ("seeds", 2, MAX_SEEDS),
-            ("first_seed", 0, MAX_SEED),
-            ("definition_samples", 2, MAX_DEFINITION_SAMPLES),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise InvalidInput(
-                    f"{name} must be in [{low}, {high}], not {value}",
-                    reason=f"{name.upper()}_OUT_OF_RANGE",
-                    field=f"budget.{name}",
-                )
-        for name in ("samples", "probes", "steps"):
-            if getattr(self.curvature, name) < 1:
-                raise InvalidInput(
-                    f"curvature needs at least one of its {name}", reason="CURVATURE_EMPTY", field="budget.curvature"
-                )
-        if not self.curvature.noise_levels or not all(0 < level <= 1 for level in self.curvature.noise_levels):
-            raise InvalidInput(
-                f"noise levels of curvature are in (0, 1], not {self.curvature.noise_levels}",
-                reason="NOISE_LEVELS_OUT_OF_RANGE",
-                field="budget.curvature",
-            )
-        if self.curvature.method not in ("lanczos", "dense", "off"):
-            raise InvalidInput(
-                f"curvature must be lanczos, dense or off, not {self.curvature.method!r}",
-                reason="CURVATURE_UNKNOWN",
-                field="budget.curvature",
-            )
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far an audit is: the stage, and denoiser evaluations done and planned."""
-
-    stage: str
-    evaluations: int
-    planned: int
+    condition: Condition
+    unconditional: Condition
+    screening: Screening
 
 
 class Auditor:
@@ -119,6 +74,7 @@ class Auditor:
         # The empty prompt comes with every audit, and a prompt that is flagged comes again.
         self._encode = lru_cache(ENCODED)(lambda prompt: checkpoint.encode_prompts([prompt]))
         # diffusers takes milliseconds to make a scheduler, which a server asks for before it lets a caller in.
+        self._screens: dict[tuple[int, ...], Screen] = {}
         self._timesteps = lru_cache(SCHEDULED)(partial(_timesteps, checkpoint.scheduler_config))
         own = self.calibration.sampler if self.calibration.checkpoint_digest == checkpoint.digest else None
         self.defaults = own or checkpoint.defaults
@@ -223,8 +179,7 @@ class Auditor:
         """
         sampler = sampler or self.resolve_sampler()
         budget = budget or Budget()
-        checkpoint, spent = self.checkpoint, _Stopwatch()
-        planned = self.planned_evaluations(sampler, budget)
+        checkpoint = self.checkpoint
         dimension = math.prod(checkpoint.latent_shape(sampler))
         if budget.curvature.method == "dense" and dimension > MAX_DENSE_DIMENSION:
             raise InvalidInput(
@@ -232,72 +187,34 @@ class Auditor:
                 reason="CURVATURE_TOO_LARGE",
                 field="budget.curvature",
             )
-        stage = "sampling"
-
-        def tell(entered: str) -> None:
-            nonlocal stage
-            stage = entered
-            on_progress(Progress(stage, meter.evaluations, planned))
-
-        def before_call() -> None:
-            check()
-            tell(stage)
-
-        def decode(latents: torch.Tensor) -> torch.Tensor:
-            return checkpoint.decode(latents).cpu()
-
-        meter = MeteredDenoiser(denoiser or checkpoint.denoiser, before_call)
-        with spent.stage("sampling"):
-            condition = self.check_prompt(prompt)
-            unconditional = self.encode(sampler.negative_prompt, "sampler.negative_prompt")
-            seeds = range(budget.first_seed, budget.first_seed + budget.seeds)
-            samples = Samples.concatenate(
-                [
-                    checkpoint.sample(sampler, condition, unconditional, seeds[part], meter)
-                    for part in in_chunks(len(seeds), GROUP)
-                ]
-            )
-        sampling_evaluations = meter.evaluations
-
-        tell("comparing")
-        with spent.stage("decoding"):
-            images = torch.cat([in_halves(decode, part) for part in samples.latents.split(GROUP)])
-        _require_finite(bool(samples.latents.isfinite().all() and images.isfinite().all()), "images")
-        check()
-        with spent.stage("searching"):
-            neighbors = None if self._finder is None else self._finder.find(images)
-            vectors = self.vectors(images)
-            _, delta_s = self.calibration.thresholds(vectors.shape[1])
-            stability = measure_stability(vectors, delta_s, samples.displacements, samples.latents)
-
-        tell("curvature")
-        with spent.stage("curvature"):
-            empty = self.encode("") if sampler.negative_prompt else unconditional
-            curvature = measure_curvature(
-                meter, samples.latents, condition, empty, budget.curvature, seed=budget.first_seed
-            )
-        _require_finite(all(math.isfinite(level.prompt.trace) for level in curvature), "curvature")
-
-        tell("concluding")
-        with spent.stage("concluding"):
-            fits = self.calibration.fits(checkpoint.digest, sampler, budget.curvature)
-            decision = decide(
-                stability,
-                neighbors,
-                curvature,
-                self.calibration,
-                reference_complete=self.reference is not None and self.reference.complete,
-                dimension=vectors.shape[1],
-                definition_samples=budget.definition_samples,
-                fits=fits,
-            )
+        planned = self.planned_evaluations(sampler, budget)
+        work = Work(denoiser or checkpoint.denoiser, planned, on_progress, check)
+        given = self._enter(prompt, sampler, work)
+        fits = self.calibration.fits(checkpoint.digest, sampler)
+        groups: list[Draws] = []
+        for seeds in budget.groups():
+            groups.append(self._draw(seeds, max(0, TRACED - sum(map(len, groups))), sampler, given, work))
+            with work.stage("concluding"):
+                draws = Draws.concatenate(groups)
+                evidence = draws.evidence(given.screening, self.calibration.thresholds(draws.vectors.shape[1])[1])
+                decision = decide(
+                    evidence,
+                    self.calibration,
+                    reference_complete=self.reference is not None and self.reference.complete,
+                    dimension=draws.vectors.shape[1],
+                    definition_samples=budget.definition_samples,
+                    fits=fits,
+                )
+            if decision.confidence >= SETTLED:
+                break
+        if budget.curvature.method != "off":
+            with work.stage("curvature"):
+                evidence = replace(evidence, curvature=self._curvature(draws, sampler, budget, given, work))
         return Report(
             prompt=prompt,
             decision=decision,
-            stability=stability,
-            neighbors=neighbors,
-            curvature=curvature,
-            seeds=samples.seeds,
+            evidence=evidence,
+            seeds=draws.samples.seeds,
             sampler=sampler,
             scheduler_class=SCHEDULERS.get(sampler.scheduler, checkpoint.scheduler_config["_class_name"]),
             budget_definition_samples=budget.definition_samples,
@@ -305,20 +222,104 @@ class Auditor:
             checkpoint_name=checkpoint.name,
             checkpoint_digest=checkpoint.digest,
             family=checkpoint.family,
-            reference=self._reference_used(neighbors, include_images),
-            calibration_digest=self.calibration.digest if self.calibration.checkpoint_digest else "",
+            reference=self._reference_used(evidence.neighbors, include_images),
+            calibration=self.calibration,
             calibration_fits=fits,
             cost=Cost(
-                sampling_evaluations=sampling_evaluations,
-                curvature_evaluations=meter.evaluations - sampling_evaluations,
-                compute_seconds=spent.total,
-                stage_seconds=dict(spent.stages),
+                screening_evaluations=work.evaluations["screening"],
+                sampling_evaluations=work.evaluations["sampling"],
+                curvature_evaluations=work.evaluations["curvature"],
+                compute_seconds=sum(work.seconds.values()),
+                stage_seconds=dict(work.seconds),
             ),
             libraries=library_versions(),
             finished=datetime.now(UTC),
             device=f"{checkpoint.device.type} {str(checkpoint.dtype).removeprefix('torch.')}",
-            images=to_bytes(images) if include_images else None,
+            images=to_bytes(draws.images) if include_images else None,
         )
+
+    def _curvature(
+        self, draws: Draws, sampler: SamplerSettings, budget: Budget, given: _Given, work: Work
+    ) -> tuple[CurvatureLevel, ...]:
+        empty = self.encode("") if sampler.negative_prompt else given.unconditional
+        latents, settings = draws.samples.latents, budget.curvature
+        found = measure_curvature(work.denoiser, latents, given.condition, empty, settings, seed=budget.first_seed)
+        _require_finite(all(math.isfinite(level.prompt.trace) for level in found), "curvature")
+        return found
+
+    def measure(self, prompt: str, seeds: range, *, sampler: SamplerSettings | None = None) -> tuple[Screening, Draws]:
+        """What an audit measures of a prompt, at all of these seeds, the smoothed trace too, and no decision.
+
+        Raises:
+            InvalidInput: the prompt or a setting is impossible.
+            BrokenCheckpoint: the checkpoint gives no finite numbers.
+        """
+        sampler = sampler or self.resolve_sampler()
+        work = Work(self.checkpoint.denoiser)
+        given = self._enter(prompt, sampler, work)
+        groups = [
+            self._draw(seeds[part], len(seeds[part]), sampler, given, work) for part in in_chunks(len(seeds), GROUP)
+        ]
+        return given.screening, Draws.concatenate(groups)
+
+    def _enter(self, prompt: str, sampler: SamplerSettings, work: Work) -> _Given:
+        """Encode and screen a prompt."""
+        with work.stage("screening"):
+            condition = self.check_prompt(prompt)
+            unconditional = self.encode(sampler.negative_prompt, "sampler.negative_prompt")
+            screening = self._screen_at(sampler, work.denoiser.inner).measure(work.denoiser, condition)[0]
+        _require_finite(bool(np.isfinite(screening.contrast).all()), "predictions")
+        return _Given(condition, unconditional, screening)
+
+    def _draw(self, seeds: range, traced: int, sampler: SamplerSettings, given: _Given, work: Work) -> Draws:
+        """Draw samples and measure them, the smoothed trace at the first `traced` of them."""
+        with work.stage("sampling"):
+            samples = self.checkpoint.sample(sampler, given.condition, given.unconditional, seeds, work.denoiser)
+        with work.stage("decoding"):
+            images = in_halves(self._decode, samples.latents)
+        _require_finite(bool(samples.latents.isfinite().all() and images.isfinite().all()), "images")
+        work.check()
+        with work.stage("searching"):
+            vectors = self.vectors(images)
+            neighbors = None if self._finder is None else self._finder.find(images)
+        with work.stage("curvature"):
+            noises = [TRACE_SEED + seed for seed in seeds[:traced]]
+            smoothed = measure_smoothed_trace(
+                work.denoiser, samples.latents[:traced], given.condition, NOISE_LEVELS, noises
+            )
+        _require_finite(bool(np.isfinite(smoothed.values).all()), "curvature")
+        return Draws(samples, images, vectors, smoothed, neighbors)
+
+    def screen(
+        self,
+        prompts: Sequence[str],
+        *,
+        sampler: SamplerSettings | None = None,
+        definition_samples: int = 512,
+        denoiser: Denoiser | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> list[Screened]:
+        """Screen prompts on pure noise, in shared batches: `SCREENING` evaluations each, and no image.
+
+        Args:
+            prompts: what users would type.
+            sampler: from `resolve_sampler`, which decides the size and whether the calibration fits.
+            definition_samples: N.
+            denoiser: stands in for the checkpoint's own.
+            check: called before every denoiser call; raises to stop there.
+
+        Raises:
+            InvalidInput: a prompt is impossible.
+            BrokenCheckpoint: the checkpoint gives no finite numbers.
+            Stopped: `check` said so.
+        """
+        sampler = sampler or self.resolve_sampler()
+        conditions = concatenate([self.check_prompt(prompt) for prompt in prompts])
+        meter = MeteredDenoiser(denoiser or self.checkpoint.denoiser, check)
+        found = self._screen_at(sampler, meter.inner).measure(meter, conditions)
+        _require_finite(all(bool(np.isfinite(one.contrast).all()) for one in found), "predictions")
+        fits = self.calibration.fits(self.checkpoint.digest, sampler)
+        return [screen(one, self.calibration, definition_samples=definition_samples, fits=fits) for one in found]
 
     def vectors(self, images: torch.Tensor) -> torch.Tensor:
         """Samples as pixel vectors: of the reference set's size when there is one, else of their own."""
@@ -327,13 +328,29 @@ class Auditor:
         return pixel_vectors(images, images.shape[1], (images.shape[2], images.shape[3]))
 
     def planned_evaluations(self, sampler: SamplerSettings, budget: Budget) -> int:
-        """Denoiser evaluations that an audit will make."""
+        """Denoiser evaluations that an audit makes at most: all of its seeds."""
         sampling = budget.seeds * len(self.timesteps(sampler)) * (2 if sampler.guided else 1)
+        tracing = 2 * len(NOISE_LEVELS) * min(TRACED, budget.seeds)
         curve = budget.curvature
         points = min(curve.samples, budget.seeds) * len(curve.noise_levels) * (2 if curve.baseline else 1)
         dimension = math.prod(self.checkpoint.latent_shape(sampler))
         products = {"off": 0, "dense": dimension, "lanczos": curve.probes * min(curve.steps, dimension)}[curve.method]
-        return sampling + 2 * points * products
+        return SCREENING + sampling + tracing + 2 * points * products
+
+    def _screen_at(self, sampler: SamplerSettings, denoiser: Denoiser) -> Screen:
+        """What screens images of a size. It is made once, and its own evaluations are nobody's."""
+        shape = self.checkpoint.latent_shape(sampler)
+        if shape not in self._screens:
+            if len(self._screens) >= SCREENS:
+                self._screens.clear()
+            checkpoint = self.checkpoint
+            self._screens[shape] = Screen(
+                denoiser, shape, self.encode(""), device=checkpoint.device, dtype=checkpoint.dtype
+            )
+        return self._screens[shape]
+
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return self.checkpoint.decode(latents).cpu()
 
     def _reference_used(self, neighbors: Neighbors | None, include_images: bool) -> ReferenceUsed | None:
         if self.reference is None or neighbors is None:
@@ -365,22 +382,3 @@ def _require_finite(finite: bool, what: str) -> None:
             f"the checkpoint gives {what} that are not finite under these settings; try another precision",
             reason="SAMPLES_NOT_FINITE",
         )
-
-
-class _Stopwatch:
-    """Wall seconds by stage."""
-
-    def __init__(self) -> None:
-        self.stages: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - start
-
-    @property
-    def total(self) -> float:
-        return sum(self.stages.values())

@@ -10,10 +10,10 @@ from importlib.metadata import version
 import numpy as np
 from numpy.typing import NDArray
 
-from audit.evidence.curvature import CurvatureLevel, CurvatureSettings
-from audit.evidence.neighbors import Neighbors
-from audit.evidence.stability import Stability
+from audit.evidence.curvature import CurvatureSettings
+from audit.evidence.gathered import Evidence
 from audit.model.sampling import SamplerSettings
+from audit.verdict.calibration import Calibration
 from audit.verdict.decision import Decision
 
 
@@ -22,13 +22,15 @@ class Cost:
     """What an audit took.
 
     Attributes:
-        sampling_evaluations: single-row denoiser evaluations for the samples.
-        curvature_evaluations: and for curvature.
+        screening_evaluations: single-row denoiser evaluations on pure noise.
+        sampling_evaluations: for the samples.
+        curvature_evaluations: for curvature, smoothed or not.
         compute_seconds: of work.
         stage_seconds: by stage.
         queue_seconds: waited before the work began.
     """
 
+    screening_evaluations: int
     sampling_evaluations: int
     curvature_evaluations: int
     compute_seconds: float
@@ -38,7 +40,7 @@ class Cost:
     @property
     def evaluations(self) -> int:
         """NFE in all."""
-        return self.sampling_evaluations + self.curvature_evaluations
+        return self.screening_evaluations + self.sampling_evaluations + self.curvature_evaluations
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,7 @@ class Report:
     Attributes:
         prompt: audited.
         decision: the verdict, its probabilities, fractions and reasons.
-        stability: of the seeds drawn.
-        neighbors: nearest references; None when nothing was searched.
-        curvature: one entry per noise level; empty when it was not measured.
+        evidence: every measurement.
         seeds: one per sample.
         sampler: as used.
         scheduler_class: of the diffusers scheduler that drew the samples.
@@ -83,7 +83,7 @@ class Report:
         checkpoint_digest: of its weights.
         family: kind of pipeline.
         reference: what samples were compared with; None for nothing.
-        calibration_digest: "" for the built-in defaults.
+        calibration: as used.
         calibration_fits: whether it was made with this checkpoint and these sampler settings.
         cost: evaluations and seconds.
         libraries: versions of what decides numbers.
@@ -94,9 +94,7 @@ class Report:
 
     prompt: str
     decision: Decision
-    stability: Stability
-    neighbors: Neighbors | None
-    curvature: tuple[CurvatureLevel, ...]
+    evidence: Evidence
     seeds: tuple[int, ...]
     sampler: SamplerSettings
     scheduler_class: str
@@ -106,7 +104,7 @@ class Report:
     checkpoint_digest: str
     family: str
     reference: ReferenceUsed | None
-    calibration_digest: str
+    calibration: Calibration
     calibration_fits: bool
     cost: Cost
     libraries: dict[str, str]

@@ -73,6 +73,10 @@ class AuditLog:
             facts["prompt_sha256"] = hashlib.sha256(prompt.encode()).hexdigest()
             if self._prompts:
                 facts["prompt"] = prompt
+        if (prompts := facts.pop("prompts", None)) is not None:
+            facts["prompts_sha256"] = [hashlib.sha256(prompt.encode()).hexdigest() for prompt in prompts]
+            if self._prompts:
+                facts["prompts"] = prompts
         line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **facts}, ensure_ascii=False)
         self._handler.handle(logging.LogRecord("audit", logging.INFO, "", 0, line, None, None))
 

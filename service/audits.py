@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
-from audit.auditor import Progress
-from audit.errors import AuditError, BrokenCheckpoint, Stopped
+from audit.errors import BrokenCheckpoint
 from audit.model.memory import is_out_of_memory
 from audit.v1 import audit_pb2, report_pb2
 from service import wire
@@ -21,11 +22,12 @@ from service.access import caller
 from service.answers import Answers, fingerprint_of
 from service.checkpoints import CheckpointRegistry, LoadedCheckpoint
 from service.config import Settings
-from service.line import Line, Ticket
+from service.jobs import Answer, Job
+from service.line import Line
 from service.metrics import NOT_FINITE, OUT_OF_MEMORY, Metrics
-from service.planning import Plan, Planner
+from service.planning import Plan, Planner, ScreeningPlan
 from service.quotas import Quotas
-from service.status import DEADLINE_EXCEEDED, OutOfMemory, QueueFull, ShuttingDown, TooLate
+from service.status import OutOfMemory, QueueFull, ShuttingDown, TooLate
 from service.threads import lone_threads
 
 #: Seconds between two progress messages of one stream.
@@ -34,80 +36,13 @@ PROGRESS_INTERVAL = 0.1
 MOST_SECONDS = 60.0
 
 
-class Job:
-    """One audit, waiting or at work, and those who watch it.
-
-    Args:
-        request: as it came.
-        checkpoint: that it means.
-        plan: what it takes.
-        ticket: its place in the line.
-    """
-
-    def __init__(self, request: audit_pb2.AuditRequest, checkpoint: str, plan: Plan, ticket: Ticket) -> None:
-        self.request = request
-        self.checkpoint = checkpoint
-        self.plan = plan
-        self.ticket = ticket
-        self.task: asyncio.Task[report_pb2.Report]
-        self.progress: Progress | None = None
-        self.watchers: dict[Watch, float] = {}
-        self._stop: AuditError | None = None
-        self._entered = time.monotonic()
-        self._deadline = float("inf")
-
-    def join(self, watch: Watch, deadline: float) -> None:
-        """One more waits for the answer, until a time of the monotonic clock."""
-        self.watchers[watch] = deadline
-        self._deadline = max(self.watchers.values())
-
-    def leave(self, watch: Watch) -> None:
-        """One less; the last one's leaving stops the work."""
-        del self.watchers[watch]
-        if self.watchers:
-            self._deadline = max(self.watchers.values())
-        else:
-            self.stop(Stopped("nobody waits for the answer any more", reason="CANCELLED"))
-
-    def stop(self, error: AuditError) -> None:
-        """End the work with an error: at once where it has not begun, else before the next denoiser call."""
-        if self.task.done() or self._stop is not None:
-            return
-        self._stop = error
-        self.ticket.called.set()
-
-    @property
-    def stopped(self) -> bool:
-        """Whether the work was told to end: there is no use in joining."""
-        return self._stop is not None
-
-    def check(self) -> None:
-        """Raises the error that the work was stopped with, and Stopped when the last deadline has passed."""
-        if self._stop is not None:
-            raise self._stop
-        if time.monotonic() > self._deadline:
-            self._stop = Stopped("the deadline passed", reason=DEADLINE_EXCEEDED)
-            raise self._stop
-
-    def tell(self, progress: Progress) -> None:
-        """Called by the working thread; watchers look at the latest one when they have the time."""
-        self.progress = progress
-
-    @property
-    def left(self) -> int:
-        """Evaluations that are still to be made."""
-        done = 0 if self.progress is None else self.progress.evaluations
-        return max(0, self.plan.evaluations - done)
-
-    def waited(self) -> float:
-        """Seconds since it entered the line."""
-        return time.monotonic() - self._entered
+AuditJob = Job[report_pb2.Report]
 
 
 class Watch:
     """One caller's view of a job, or of an answer given before."""
 
-    def __init__(self, audits: Audits, job: Job | None, answer: report_pb2.Report | None = None) -> None:
+    def __init__(self, audits: Audits, job: AuditJob | None, answer: report_pb2.Report | None = None) -> None:
         self._audits = audits
         self._job = job
         self._answer = answer
@@ -160,8 +95,8 @@ class Audits:
         most = settings.queue_evaluations
         self._line = Line(settings.concurrent_audits, most, "denoiser evaluations", "QUEUE_FULL", self._until_free)
         self._executor = lone_threads(settings.concurrent_audits, "audit")
-        self._jobs: set[Job] = set()
-        self._answers: Answers[Job] = Answers()
+        self._jobs: set[Job[Any]] = set()
+        self._answers: Answers[AuditJob] = Answers()
         line = self._line
         metrics.watch_queue(lambda: line.waiting, lambda: line.busy, lambda: line.weight, most)
 
@@ -183,23 +118,39 @@ class Audits:
         if job is None:
             yield watch
             return
-        deadline = float("inf") if seconds_left is None else time.monotonic() + seconds_left
-        job.join(watch, deadline)
-        try:
+        with _watched(job, watch, seconds_left):
             yield watch
-        finally:
-            job.leave(watch)
 
-    def checkpoint_of(self, request: audit_pb2.AuditRequest) -> str:
+    async def screen(self, request: audit_pb2.ScreenRequest, seconds_left: float | None) -> audit_pb2.ScreenResponse:
+        """Screen prompts; goes away with its caller.
+
+        Args:
+            request: as it came.
+            seconds_left: until the caller's deadline; None for ever.
+
+        Raises:
+            InvalidInput, NotFound, NotLoaded, NotReady: the request cannot be served.
+            QueueFull: too much waits, or so much that the deadline would pass.
+            QuotaExceeded: the client has asked for too much.
+            TooLate: the work takes longer than there is time.
+        """
+        checkpoint = self._planner.checkpoint(request.checkpoint)
+        plan = self._planner.plan_screening(checkpoint, request)
+        work = partial(self._screen, request, plan)
+        job = self._take_in(checkpoint, plan.evaluations, plan.evaluations, seconds_left, work)
+        with _watched(job, object(), seconds_left):
+            return await asyncio.shield(job.task)
+
+    def checkpoint_of(self, request: audit_pb2.AuditRequest | audit_pb2.ScreenRequest) -> str:
         """The id that a request means, registered or not; "" where it had to name one and did not."""
         return self._planner.checkpoint_if_one(request.checkpoint)
 
-    def progress_of(self, job: Job) -> audit_pb2.Progress:
+    def progress_of(self, job: AuditJob) -> audit_pb2.Progress:
         """How far a job is."""
         if job.progress is None:
             return audit_pb2.Progress(
                 stage="queued",
-                planned_evaluations=job.plan.evaluations,
+                planned_evaluations=job.evaluations,
                 queue_position=self._line.ahead(job.ticket),
             )
         return audit_pb2.Progress(
@@ -222,7 +173,7 @@ class Audits:
         """End the threads. No job may be left."""
         self._executor.shutdown()
 
-    def _begin(self, request: audit_pb2.AuditRequest, seconds_left: float | None) -> tuple[Watch, Job | None]:
+    def _begin(self, request: audit_pb2.AuditRequest, seconds_left: float | None) -> tuple[Watch, AuditJob | None]:
         fingerprint = fingerprint_of(request)
         known = self._answers.find(request.request_id, fingerprint)
         if isinstance(known, report_pb2.Report):
@@ -232,38 +183,54 @@ class Audits:
         self._planner.check_prompt(request.prompt)
         checkpoint = self._planner.checkpoint(request.checkpoint)
         plan = self._planner.plan(checkpoint, request.reference, request.sampler, request.budget)
-        client = caller.get().name
-        self._quotas.check(client)
-        if seconds_left is not None:
-            self._check_deadline(checkpoint, plan, seconds_left)
-        job = Job(request, checkpoint, plan, self._line.enter(plan.evaluations))
-        self._quotas.take(client, plan.evaluations)
-        job.task = asyncio.create_task(self._run(job))
-        self._jobs.add(job)
+        work = partial(self._audit, request, plan)
+        job = self._take_in(checkpoint, plan.evaluations, plan.least_evaluations, seconds_left, work)
         self._answers.begin(request.request_id, fingerprint, job)
 
         def finish(task: asyncio.Task[report_pb2.Report]) -> None:
-            self._line.leave(job.ticket)
-            self._jobs.discard(job)
             failed = task.cancelled() or task.exception() is not None
-            if failed:
-                self._quotas.take(client, -job.left)
             self._answers.finish(request.request_id, job, None if failed else task.result())
 
         job.task.add_done_callback(finish)
         return Watch(self, job), job
 
-    def _check_deadline(self, checkpoint: str, plan: Plan, seconds_left: float) -> None:
-        """Refuse at once what could not be done in time, as far as that can be told.
+    def _take_in(
+        self,
+        checkpoint: str,
+        evaluations: int,
+        least: int,
+        seconds_left: float | None,
+        work: Callable[[Job[Answer], LoadedCheckpoint], Answer],
+    ) -> Job[Answer]:
+        """Let work into the line, where quota, deadline and what is there already allow it."""
+        client = caller.get().name
+        self._quotas.check(client)
+        if seconds_left is not None:
+            self._check_deadline(checkpoint, least, seconds_left)
+        job = Job(checkpoint, evaluations, self._line.enter(evaluations), work)
+        self._quotas.take(client, evaluations)
+        job.task = asyncio.create_task(self._run(job))
+        self._jobs.add(job)
+
+        def finish(task: asyncio.Task[Answer]) -> None:
+            self._line.leave(job.ticket)
+            self._jobs.discard(job)
+            self._quotas.take(client, -job.left)
+
+        job.task.add_done_callback(finish)
+        return job
+
+    def _check_deadline(self, checkpoint: str, evaluations: int, seconds_left: float) -> None:
+        """Refuse at once what could not be done in time, as far as that can be told from what it takes at least.
 
         Raises:
             TooLate: it takes longer, even if nothing else was there.
             QueueFull: it takes longer because of what is there.
         """
-        own = plan.evaluations * self._checkpoints.pace(checkpoint)
+        own = evaluations * self._checkpoints.pace(checkpoint)
         if own > seconds_left:
             raise TooLate(
-                f"{plan.evaluations} denoiser evaluations take about {own:.3g} s here, more time than there is until "
+                f"{evaluations} denoiser evaluations take about {own:.3g} s here, more time than there is until "
                 f"the deadline ({max(0.0, seconds_left):.3g} s)",
                 reason="DEADLINE_TOO_SHORT",
             )
@@ -281,32 +248,68 @@ class Audits:
         paces = [self._checkpoints.pace(job.checkpoint) for job in self._jobs]
         return min(max(0.1, evaluations * max(paces, default=0.0)), MOST_SECONDS)
 
-    async def _run(self, job: Job) -> report_pb2.Report:
+    async def _run(self, job: Job[Answer]) -> Answer:
         with self._checkpoints.use(job.checkpoint) as loaded:
             await job.ticket.called.wait()
             job.check()
-            return await asyncio.get_running_loop().run_in_executor(self._executor, self._audit, job, loaded)
+            return await asyncio.get_running_loop().run_in_executor(self._executor, job.work, job, loaded)
 
-    def _audit(self, job: Job, loaded: LoadedCheckpoint) -> report_pb2.Report:
+    def _audit(
+        self, request: audit_pb2.AuditRequest, plan: Plan, job: AuditJob, loaded: LoadedCheckpoint
+    ) -> report_pb2.Report:
         """Runs in a thread."""
-        queued, plan = job.waited(), job.plan
+        queued = job.waited()
         self._metrics.queue_wait_seconds.observe(queued)
         auditor = loaded.auditor(plan.auditor.reference)
         with self._counting_failures(job.checkpoint), loaded.batching.lane() as lane:
             report = auditor.audit(
-                job.request.prompt,
+                request.prompt,
                 sampler=plan.sampler,
                 budget=plan.budget,
-                include_images=job.request.include_images,
+                include_images=request.include_images,
                 denoiser=lane,
                 on_progress=job.tell,
                 check=job.check,
             )
         self._metrics.audit_seconds.observe(report.cost.compute_seconds)
+        self._metrics.evaluations_saved.labels(job.checkpoint).inc(plan.evaluations - report.cost.evaluations)
         self._metrics.confidence.labels(report.decision.verdict).observe(report.decision.confidence)
         for stage, seconds in report.cost.stage_seconds.items():
             self._metrics.stage_seconds.labels(stage).observe(seconds)
         return wire.report_to_proto(replace(report, cost=replace(report.cost, queue_seconds=queued)))
+
+    def _screen(
+        self,
+        request: audit_pb2.ScreenRequest,
+        plan: ScreeningPlan,
+        job: Job[audit_pb2.ScreenResponse],
+        loaded: LoadedCheckpoint,
+    ) -> audit_pb2.ScreenResponse:
+        """Runs in a thread."""
+        queued, start = job.waited(), time.perf_counter()
+        self._metrics.queue_wait_seconds.observe(queued)
+        auditor = loaded.auditor(None)
+        with self._counting_failures(job.checkpoint), loaded.batching.lane() as lane:
+            found = auditor.screen(
+                request.prompts,
+                sampler=plan.sampler,
+                definition_samples=plan.definition_samples,
+                denoiser=lane,
+                check=job.check,
+            )
+        seconds = time.perf_counter() - start
+        self._metrics.stage_seconds.labels("screening").observe(seconds)
+        response = wire.screening_to_proto(request.prompts, found, auditor, plan.sampler)
+        response.cost.MergeFrom(
+            report_pb2.Cost(
+                evaluations=plan.evaluations,
+                screening_evaluations=plan.evaluations,
+                queue_seconds=queued,
+                compute_seconds=seconds,
+                stage_seconds={"screening": seconds},
+            )
+        )
+        return response
 
     @contextmanager
     def _counting_failures(self, checkpoint: str) -> Iterator[None]:
@@ -325,3 +328,13 @@ class Audits:
             failures.labels(checkpoint, OUT_OF_MEMORY).inc()
         # Outside of the handler, since the error holds on to the frames that hold the memory.
         raise OutOfMemory("not even one row of this size fits into the memory that is free", reason="OUT_OF_MEMORY")
+
+
+@contextmanager
+def _watched(job: Job[Any], watch: object, seconds_left: float | None) -> Iterator[None]:
+    """Somebody waits for a job until a deadline."""
+    job.join(watch, float("inf") if seconds_left is None else time.monotonic() + seconds_left)
+    try:
+        yield
+    finally:
+        job.leave(watch)

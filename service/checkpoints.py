@@ -263,6 +263,9 @@ class CheckpointRegistry:
             self._metrics.checkpoint_memory.labels(registered.id).set(registered.loaded.memory_bytes)
             self._metrics.checkpoint_load_seconds.labels(registered.id).set(seconds)
             self._metrics.checkpoint_loads.labels(registered.id, "ok").inc()
+            calibration = registered.loaded.calibration
+            digest = calibration.digest if calibration.checkpoint_digest else ""
+            self._metrics.set_calibration(registered.id, digest, calibration.made)
             self._logger.info(
                 "checkpoint loaded",
                 checkpoint=registered.id,

@@ -139,6 +139,15 @@ class BasinClient:
         """Audit one prompt: any number of `Progress`, then the `Report`. Closing the iterator stops the audit."""
         return self._stream(request)
 
+    def screen(self, request: audit_pb2.ScreenRequest) -> audit_pb2.ScreenResponse:
+        """Screen prompts on pure noise; the server tells in its limits how many it takes at once."""
+
+        def once() -> audit_pb2.ScreenResponse:
+            with self._errors():
+                return self._audits.Screen(request, timeout=self.timeout)
+
+        return self._patiently(once)
+
     def submit(
         self,
         spec: batch_pb2.BatchSpec,

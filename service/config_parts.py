@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from platformdirs import user_data_path
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from audit.auditor import Budget
+from audit.budget import Budget
 from audit.evidence.curvature import CurvatureSettings, Method
 from audit.limits import MAX_DEFINITION_SAMPLES, MAX_IMAGE_SIDE, MAX_PROMPT_CHARACTERS, MAX_SEEDS
 from audit.model.sampling import MAX_STEPS
@@ -82,12 +82,14 @@ class BudgetDefaults(Part):
     """What an audit spends when its request does not say.
 
     Attributes:
-        seeds: samples drawn.
+        seeds: samples drawn at most.
+        minimum_seeds: samples drawn at least.
         definition_samples: N.
         curvature: how curvature is measured.
     """
 
-    seeds: int = Field(16, ge=2, le=MAX_SEEDS)
+    seeds: int = Field(32, ge=1, le=MAX_SEEDS)
+    minimum_seeds: int = Field(4, ge=1, le=MAX_SEEDS)
     definition_samples: int = Field(512, ge=2, le=MAX_DEFINITION_SAMPLES)
     curvature: Method = "lanczos"
 
@@ -95,6 +97,7 @@ class BudgetDefaults(Part):
         """As the auditor has it."""
         return Budget(
             seeds=self.seeds,
+            minimum_seeds=self.minimum_seeds,
             definition_samples=self.definition_samples,
             curvature=CurvatureSettings(method=self.curvature),
         )
@@ -111,15 +114,17 @@ class Limits(Part):
         image_bytes: most bytes in an uploaded image.
         evaluations: most denoiser evaluations that an audit may plan.
         pixels: most pixels over all samples of an audit.
+        prompts: most prompts in a screening.
     """
 
     prompt_characters: int = Field(MAX_PROMPT_CHARACTERS, ge=1, le=MAX_PROMPT_CHARACTERS)
-    seeds: int = Field(MAX_SEEDS, ge=2, le=MAX_SEEDS)
+    seeds: int = Field(MAX_SEEDS, ge=1, le=MAX_SEEDS)
     steps: int = Field(MAX_STEPS, ge=1, le=MAX_STEPS)
     image_side: int = Field(1024, ge=1, le=MAX_IMAGE_SIDE)
     image_bytes: int = Field(8 * 2**20, ge=1, le=64 * 2**20)
     evaluations: int = Field(200_000, ge=1)
     pixels: int = Field(2**26, ge=1)
+    prompts: int = Field(256, ge=1, le=4096)
 
 
 class RayPart(Part):

@@ -86,6 +86,17 @@ class AuditHandlers(audit_pb2_grpc.AuditServiceServicer):
                 outcome.report = await watch.report()
             await context.write(audit_pb2.StreamAuditResponse(report=outcome.report))
 
+    async def Screen(self, request: audit_pb2.ScreenRequest, context: Context) -> audit_pb2.ScreenResponse:
+        """Screen many prompts."""
+        checkpoint = self._audits.checkpoint_of(request)
+        structlog.contextvars.bind_contextvars(checkpoint=checkpoint[:64], prompts=len(request.prompts))
+        tell(checkpoint=checkpoint[:64], prompts=list(request.prompts))
+        response = await self._audits.screen(request, context.time_remaining())
+        flagged = [result.flagged for result in response.results]
+        tell(flagged=flagged, evaluations=response.cost.evaluations)
+        self._metrics.count_screening(checkpoint, flagged.count(True), flagged.count(False))
+        return response
+
     @contextmanager
     def _counted(self, request: audit_pb2.AuditRequest, context: Context) -> Iterator[_Outcome]:
         """Count the audit by what it comes to, and let the log know it."""
@@ -230,6 +241,7 @@ class InfoHandlers(info_pb2_grpc.InfoServiceServicer):
                 image_bytes=limits.image_bytes,
                 evaluations=limits.evaluations,
                 pixels=limits.pixels,
+                prompts=limits.prompts,
             ),
             schedulers=list(SCHEDULERS),
             checkpoints=[self._checkpoints.describe(id_) for id_ in self._checkpoints.ids],

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from audit import demo
-from audit.auditor import Auditor, Budget, Progress
+from audit.auditor import Auditor
+from audit.budget import Budget
 from audit.errors import InvalidInput, Stopped
+from audit.evidence.screening import EVALUATIONS as SCREENING
 from audit.model.checkpoint import Checkpoint
 from audit.model.loading import load_checkpoint
 from audit.reference.reference_set import ReferenceSet
 from audit.v1 import audit_pb2, report_pb2
 from audit.verdict.calibration import Calibration
+from audit.verdict.rule import DEFINITION_SAMPLES
+from audit.work import Progress
 from service import wire
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -65,19 +70,30 @@ class LocalAudits:
                     )
                 )
 
-        def check() -> None:
-            if self._closed.is_set():
-                raise Stopped("the audit was stopped", reason="AUDIT_STOPPED")
-
         report = self._auditor.audit(
             request.prompt,
             sampler=self._auditor.resolve_sampler(**wire.sampler_overrides(request.sampler)),
             budget=wire.budget(request.budget, Budget()),
             include_images=request.include_images,
             on_progress=tell,
-            check=check,
+            check=self._check,
         )
         return wire.report_to_proto(report)
+
+    def screen(self, request: audit_pb2.ScreenRequest) -> audit_pb2.ScreenResponse:
+        """Screen prompts; see `audit.auditor.Auditor.screen`."""
+        auditor, start = self._auditor, time.perf_counter()
+        sampler = auditor.resolve_sampler(**wire.sampler_overrides(request.sampler))
+        samples = request.definition_samples if request.HasField("definition_samples") else DEFINITION_SAMPLES
+        found = auditor.screen(request.prompts, sampler=sampler, definition_samples=samples, check=self._check)
+        response = wire.screening_to_proto(request.prompts, found, auditor, sampler)
+        response.cost.evaluations = response.cost.screening_evaluations = SCREENING * len(found)
+        response.cost.compute_seconds = time.perf_counter() - start
+        return response
+
+    def _check(self) -> None:
+        if self._closed.is_set():
+            raise Stopped("the audit was stopped", reason="AUDIT_STOPPED")
 
 
 def open_checkpoint(checkpoint: str, device: str, dtype: str) -> tuple[Checkpoint, Calibration | None]:

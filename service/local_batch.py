@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from audit.auditor import Auditor, Budget
+from audit.auditor import Auditor
 from audit.batch.discovery import FALSE_DISCOVERY_RATE
 from audit.batch.runner import run_tasks
 from audit.batch.tasks import Subject
+from audit.budget import Budget
 from audit.errors import InvalidInput
 from audit.model.checkpoint import Checkpoint
 from audit.v1 import audit_pb2

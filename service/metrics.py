@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from functools import partial
 from wsgiref.simple_server import WSGIServer
 
@@ -19,7 +20,7 @@ from service.config import ConfigError
 from service.config_parts import split_address
 from service.store.records import BATCH_STATES, TASK_STATES
 
-STAGES = ("sampling", "decoding", "searching", "curvature", "concluding")
+STAGES = ("screening", "sampling", "decoding", "searching", "curvature", "concluding")
 #: The codes, other than OK, that a call can end with.
 FAILURES = (
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -95,6 +96,11 @@ class Metrics:
             "Audits answered, by checkpoint, verdict (empty without one) and status code.",
             ("checkpoint", "verdict", "code"),
         )
+        self._screened = counter(
+            "basin_screened_prompts_total",
+            "Prompts screened, by checkpoint and whether they were flagged.",
+            ("checkpoint", "flagged"),
+        )
         self.audit_seconds = histogram(
             "basin_audit_seconds", "Seconds that finished audits took, without waiting.", buckets=_SECONDS
         )
@@ -111,6 +117,11 @@ class Metrics:
             "basin_queue_wait_seconds", "Seconds that audits waited before their work began.", buckets=_SECONDS
         )
 
+        self.evaluations_saved = counter(
+            "basin_denoiser_evaluations_saved_total",
+            "Denoiser evaluations of callers' audits that were planned, and not needed to settle the answer.",
+            ("checkpoint",),
+        )
         self._evaluations = counter(
             "basin_denoiser_evaluations_total",
             "Single-row denoiser evaluations made, for callers' audits and for batches.",
@@ -135,6 +146,16 @@ class Metrics:
         )
         self.checkpoint_load_seconds = gauge(
             "basin_checkpoint_load_seconds", "Seconds that the last loading of a checkpoint took.", ("checkpoint",)
+        )
+        self._calibration_info = gauge(
+            "basin_calibration_info",
+            "The calibration that a checkpoint is judged by, by its digest; empty for the built-in defaults.",
+            ("checkpoint", "digest"),
+        )
+        self._calibration_time = gauge(
+            "basin_calibration_timestamp_seconds",
+            "Unix time at which a checkpoint's calibration was made; 0 for the built-in defaults.",
+            ("checkpoint",),
         )
         self.checkpoint_loads = counter(
             "basin_checkpoint_loads_total",
@@ -201,6 +222,10 @@ class Metrics:
             self.batch_audits.labels(checkpoint, "", "failed")
             for work in (AUDIT, BATCH):
                 self._evaluations.labels(checkpoint, work)
+            self.evaluations_saved.labels(checkpoint)
+            for flagged in ("true", "false"):
+                self._screened.labels(checkpoint, flagged)
+            self._calibration_time.labels(checkpoint)
             for kind in (NOT_FINITE, OUT_OF_MEMORY):
                 self.model_failures.labels(checkpoint, kind)
             for result in ("ok", "failed"):
@@ -248,6 +273,17 @@ class Metrics:
         if checkpoint not in self._checkpoints:
             checkpoint = NO_CHECKPOINT
         self._audits.labels(checkpoint, verdict, code.name if verdict else _known(code).name).inc()
+
+    def count_screening(self, checkpoint: str, flagged: int, passed: int) -> None:
+        """Count the prompts of a screening that was answered."""
+        self._screened.labels(checkpoint, "true").inc(flagged)
+        self._screened.labels(checkpoint, "false").inc(passed)
+
+    def set_calibration(self, checkpoint: str, digest: str, made: datetime | None) -> None:
+        """Tell which calibration a loaded checkpoint is judged by; no digest for the built-in defaults."""
+        self._calibration_info.remove_by_labels({"checkpoint": checkpoint})
+        self._calibration_info.labels(checkpoint, digest).set(1)
+        self._calibration_time.labels(checkpoint).set(0.0 if made is None else made.timestamp())
 
     def count_batch_audit(self, checkpoint: str, verdict: str = "") -> None:
         """Count an audit of a batch; without a verdict it failed."""

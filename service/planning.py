@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from audit.auditor import Auditor, Budget
+from audit.auditor import Auditor
+from audit.budget import Budget
 from audit.errors import InvalidInput
+from audit.evidence.screening import EVALUATIONS as SCREENING
 from audit.model.sampling import SamplerSettings
 from audit.v1 import audit_pb2
 from service import wire
@@ -16,11 +18,29 @@ from service.references import ReferenceRegistry
 
 @dataclass(frozen=True)
 class Plan:
-    """What an audit of any prompt takes: every setting filled in, within the server's limits."""
+    """What an audit of any prompt takes: every setting filled in, within the server's limits.
+
+    Attributes:
+        auditor: of its checkpoint and reference set.
+        sampler: its settings.
+        budget: its bounds.
+        evaluations: of the denoiser, at most.
+        least_evaluations: where the answer is settled after the fewest seeds.
+    """
 
     auditor: Auditor
     sampler: SamplerSettings
     budget: Budget
+    evaluations: int
+    least_evaluations: int
+
+
+@dataclass(frozen=True)
+class ScreeningPlan:
+    """What a screening takes."""
+
+    sampler: SamplerSettings
+    definition_samples: int
     evaluations: int
 
 
@@ -97,7 +117,29 @@ class Planner:
             _bound("budget.seeds", "PIXELS_OVER_LIMIT", total, limits.pixels, "pixels over all samples")
             evaluations = auditor.planned_evaluations(settings, spent)
             _bound("budget", "EVALUATIONS_OVER_LIMIT", evaluations, limits.evaluations, "denoiser evaluations")
-        return Plan(auditor, settings, spent, evaluations)
+            least = auditor.planned_evaluations(settings, replace(spent, seeds=min(spent.minimum_seeds, spent.seeds)))
+        return Plan(auditor, settings, spent, evaluations, least)
+
+    def plan_screening(self, checkpoint: str, request: audit_pb2.ScreenRequest) -> ScreeningPlan:
+        """What a screening takes.
+
+        Args:
+            checkpoint: id of a registered one.
+            request: as it came.
+
+        Raises:
+            InvalidInput, NotFound, NotLoaded, NotReady: the request cannot be served.
+        """
+        if not request.prompts:
+            raise InvalidInput("there are no prompts", reason="PROMPTS_REQUIRED", field="prompts")
+        _bound("prompts", "TOO_MANY_PROMPTS", len(request.prompts), self._limits.prompts, "prompts")
+        for index, prompt in enumerate(request.prompts):
+            self.check_prompt(prompt, f"prompts[{index}]")
+        budget = audit_pb2.BudgetOptions()
+        if request.HasField("definition_samples"):
+            budget.definition_samples = request.definition_samples
+        plan = self.plan(checkpoint, "", request.sampler, budget)
+        return ScreeningPlan(plan.sampler, plan.budget.definition_samples, SCREENING * len(request.prompts))
 
     def _check_length(self, text: str, field: str) -> None:
         _bound(field, "PROMPT_TOO_LONG", len(text), self._limits.prompt_characters, "characters")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -9,12 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from audit.auditor import Budget
+from audit.auditor import Auditor
+from audit.budget import Budget
 from audit.evidence import curvature, stability
+from audit.model.sampling import SamplerSettings
 from audit.reference.images import encode_png
 from audit.report import Report
 from audit.v1 import audit_pb2, report_pb2
-from audit.verdict import decision
+from audit.verdict import calibration, decision
+from audit.verdict.estimators import shipped
 from audit.verdict.rule import CLASSES
 from audit.version import basin_version
 
@@ -47,17 +51,19 @@ def report_to_proto(report: Report) -> report_pb2.Report:
         ),
         reasons=decided.reasons,
         stability=report_pb2.StabilityEvidence(
-            modes=[_mode(report, mode, pictures) for mode in report.stability.modes],
-            meeting_rate=report.stability.meeting_rate,
-            recurring_share=report.stability.recurring_share,
-            median_nearest_sample_distance=float(np.median(report.stability.nearest_sample_distance)),
-            final_step=report.stability.final_step,
+            modes=[_mode(report, mode, pictures) for mode in report.evidence.stability.modes],
+            meeting_rate=report.evidence.stability.meeting_rate,
+            recurring_share=report.evidence.stability.recurring_share,
+            median_nearest_sample_distance=float(np.median(report.evidence.stability.nearest_sample_distance)),
+            final_step=report.evidence.stability.final_step,
         ),
-        curvature=[_curvature(report, level) for level in report.curvature],
+        curvature=[_curvature(report, level) for level in report.evidence.curvature],
         samples=[_sample(report, index, pictures) for index in range(len(report.seeds))],
+        measurements=[measurement(one) for one in decided.measurements],
         subject=_subject(report),
         cost=report_pb2.Cost(
             evaluations=report.cost.evaluations,
+            screening_evaluations=report.cost.screening_evaluations,
             sampling_evaluations=report.cost.sampling_evaluations,
             curvature_evaluations=report.cost.curvature_evaluations,
             queue_seconds=report.cost.queue_seconds,
@@ -88,7 +94,9 @@ def budget(options: audit_pb2.BudgetOptions, defaults: Budget) -> Budget:
         InvalidInput: a value is out of range.
     """
     given = {
-        name: getattr(options, name) for name in ("seeds", "first_seed", "definition_samples") if options.HasField(name)
+        name: getattr(options, name)
+        for name in ("seeds", "minimum_seeds", "first_seed", "definition_samples")
+        if options.HasField(name)
     }
     # Not a method until Budget has looked at it.
     method = cast(curvature.Method, options.curvature or defaults.curvature.method)
@@ -132,26 +140,66 @@ def picture(image: NDArray[np.uint8], side: int = IMAGE_SIDE) -> report_pb2.Imag
     return report_pb2.Image(png=encode_png(image), height=height, width=width)
 
 
+def screening_to_proto(
+    prompts: Sequence[str], found: Sequence[decision.Screened], auditor: Auditor, sampler: SamplerSettings
+) -> audit_pb2.ScreenResponse:
+    """What screening found, without its cost."""
+    used = auditor.calibration
+    response = audit_pb2.ScreenResponse(
+        calibration=calibration_info(used, used.fits(auditor.checkpoint.digest, sampler)),
+        threshold=used.screen_threshold,
+        false_positive_rate=used.false_positive_rate,
+    )
+    for prompt, one in zip(prompts, found, strict=True):
+        response.results.add(
+            prompt=prompt,
+            flagged=one.flagged,
+            recurring_probability=one.recurring_probability,
+            probabilities=report_pb2.ClassValues(**dict(zip(CLASSES, one.probabilities, strict=True))),
+            measurements=[measurement(each) for each in one.measurements],
+        )
+    return response
+
+
+def measurement(found: decision.Measurement) -> report_pb2.Measurement:
+    """A measurement with what is ordinary."""
+    low, high = found.ordinary or (None, None)
+    return report_pb2.Measurement(name=found.name, value=found.value, ordinary_lower=low, ordinary_upper=high)
+
+
+def calibration_info(used: calibration.Calibration, fits: bool) -> report_pb2.CalibrationInfo:
+    """Which calibration was used, thresholds left out."""
+    info = report_pb2.CalibrationInfo(
+        digest=used.digest if used.checkpoint_digest else "",
+        fits=fits,
+        prompts=used.prompts,
+        estimators_digest=shipped().digest,
+    )
+    if used.made is not None:
+        info.make_time.FromDatetime(used.made)
+    return info
+
+
 def _interval(interval: decision.Interval) -> report_pb2.Interval:
     return report_pb2.Interval(estimate=interval.estimate, lower=interval.lower, upper=interval.upper)
 
 
 def _neighbor(report: Report, index: int, pictures: _Pictures) -> report_pb2.Neighbor | None:
     """The nearest reference of a sample; None when nothing was searched."""
-    if report.neighbors is None or report.reference is None:
+    if report.evidence.neighbors is None or report.reference is None:
         return None
-    found = int(report.neighbors.index[index])
+    found = int(report.evidence.neighbors.index[index])
     return report_pb2.Neighbor(
         index=found,
         caption=report.reference.captions[found],
-        distance=report.neighbors.distance[index],
-        original_distance=report.neighbors.original_distance[index],
+        distance=report.evidence.neighbors.distance[index],
+        original_distance=report.evidence.neighbors.original_distance[index],
         image=pictures.reference(found),
     )
 
 
 def _clip_neighbor(report: Report, index: int) -> report_pb2.ClipNeighbor | None:
-    neighbors = report.neighbors
+    neighbors = report.evidence.neighbors
     if report.reference is None or neighbors is None:
         return None
     if neighbors.clip_index is None or neighbors.clip_similarity is None:
@@ -176,11 +224,11 @@ def _sample(report: Report, index: int, pictures: _Pictures) -> report_pb2.Sampl
     return report_pb2.SampleEvidence(
         seed=report.seeds[index],
         verdict=VERDICTS[report.decision.sample_classes[index]],
-        mode=int(report.stability.mode_of[index]),
+        mode=int(report.evidence.stability.mode_of[index]),
         nearest_reference=_neighbor(report, index, pictures),
         nearest_clip=_clip_neighbor(report, index),
-        nearest_sample_seed=report.seeds[int(report.stability.nearest_sample[index])],
-        nearest_sample_distance=report.stability.nearest_sample_distance[index],
+        nearest_sample_seed=report.seeds[int(report.evidence.stability.nearest_sample[index])],
+        nearest_sample_distance=report.evidence.stability.nearest_sample_distance[index],
         image=pictures.sample(index),
     )
 
@@ -224,13 +272,10 @@ def _subject(report: Report) -> report_pb2.Subject:
             eta=sampler.eta,
         ),
         definition_samples=report.budget_definition_samples,
-        calibration=report_pb2.CalibrationInfo(
-            digest=report.calibration_digest,
-            delta_m=report.decision.delta_m,
-            delta_s=report.decision.delta_s,
-            fits=report.calibration_fits,
-        ),
+        calibration=calibration_info(report.calibration, report.calibration_fits),
     )
+    message.calibration.delta_m = report.decision.delta_m
+    message.calibration.delta_s = report.decision.delta_s
     if reference is not None:
         message.reference = reference.name
         message.reference_digest = reference.digest

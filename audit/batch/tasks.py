@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
-from audit.auditor import Auditor, Budget
+from audit.auditor import Auditor
+from audit.budget import Budget
 from audit.limits import MAX_SEED
 from audit.model.sampling import SamplerSettings
 from audit.report import Report
 from audit.verdict.decision import ALGORITHM
+from audit.verdict.estimators import shipped
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Subject:
         budget: what is spent.
         reference_digest: of the images that samples are compared with; "" for none.
         embedder_digest: of the CLIP model; "" for none.
-        calibration_digest: of thresholds and estimators.
+        calibration_digest: of thresholds and of what is ordinary.
     """
 
     checkpoint_digest: str
@@ -79,7 +81,7 @@ class Subject:
 
     def key(self, prompt: str) -> str:
         """SHA-256, in hexadecimal, of everything that decides an audit: the same key, the same answer."""
-        content = {"algorithm": ALGORITHM, "prompt": prompt, **asdict(self)}
+        content = {"algorithm": ALGORITHM, "estimators": shipped().digest, "prompt": prompt, **asdict(self)}
         text = json.dumps(content, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 

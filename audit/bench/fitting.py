@@ -1,131 +1,137 @@
-"""Fitting a checkpoint's calibration on prompts whose truth is known."""
+"""Fitting the estimators that ship with Basin to prompts whose truth is known."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import betaln, expit
 
-from audit.auditor import Auditor, Budget
-from audit.bench.truth import Truth
-from audit.model.checkpoint import Checkpoint
-from audit.model.sampling import SamplerSettings
-from audit.progress import progress_bar
-from audit.reference.reference_set import ReferenceSet
-from audit.verdict.calibration import Calibration, RecurrenceEstimator, recurrence_features
+from audit.auditor import Auditor
+from audit.bench.truth import TruthRow
+from audit.verdict.estimators import Estimators, Look, ShareEstimator
+from audit.verdict.features import CONTRASTS, MEETINGS, TRACED, TRACES, measurements, meetings, normalise
+from audit.verdict.rule import DEFINITION_SAMPLES
 
-#: The features of the two estimators. All of them rise with recurrence (the paper: attractors are curved and seeds
-#: meet at them), so their weights are kept non-negative.
-WITH_CURVATURE = ("meeting", "closeness", "trace")
-WITHOUT_CURVATURE = ("meeting", "closeness")
-#: Seeds of the audits that estimators are fitted on: apart from those of the truth and from the default ones.
+#: Numbers of seeds after which an audit may look, and so has estimators.
+LOOKS = (0, 1, 2, 4, 8, 16, 32)
+#: Seeds that estimators are fitted on: apart from those of the truth, of calibrations and of audits.
 FITTING_SEED = 1_000_000
 #: Weight of the Gaussian prior on the weights of standardised features.
 RIDGE = 0.02
 
 
-def fit_recurrence(
-    features: Sequence[dict[str, float]], recurring: Sequence[float], names: tuple[str, ...], samples: int
-) -> RecurrenceEstimator:
-    """Beta-binomial regression of recurrence on features, weights non-negative.
+@dataclass(frozen=True)
+class Example:
+    """A prompt as an audit sees it at every look, and the truth.
+
+    Attributes:
+        features: by look, in the order of `LOOKS`.
+        memorized: share of the N samples.
+        spurious: likewise.
+    """
+
+    features: tuple[dict[str, float], ...]
+    memorized: float
+    spurious: float
+
+
+def names_of(seeds: int) -> tuple[str, ...]:
+    """Features that so many seeds give."""
+    return CONTRASTS + (TRACES if seeds else ()) + (MEETINGS if seeds > 1 else ())
+
+
+def measure_examples(
+    auditor: Auditor, rows: Sequence[TruthRow], *, repeats: int = 2, on_prompt: Callable[[], None] = lambda: None
+) -> list[Example]:
+    """Prompts at every look, each `repeats` times with fresh seeds.
 
     Args:
-        features: one dictionary per audit.
-        recurring: share of the prompt's N samples that recur.
+        auditor: of the ladder, with its calibration.
+        rows: the truth of the prompts to be measured.
+        repeats: examples per prompt.
+        on_prompt: called after every prompt.
+    """
+    examples = []
+    for row in rows:
+        for repeat in range(repeats):
+            first = FITTING_SEED + repeat * max(LOOKS)
+            screening, draws = auditor.measure(row.prompt, range(first, first + max(LOOKS)))
+            _, delta_s = auditor.calibration.thresholds(draws.vectors.shape[1])
+            features = []
+            for seeds in LOOKS:
+                seen = draws.first(seeds)
+                traced = seen.first(TRACED).smoothed if seeds else None
+                own = normalise(measurements(screening, traced), auditor.calibration.ordinary)
+                features.append(own | (meetings(seen.evidence(screening, delta_s).stability, delta_s) if seeds else {}))
+            examples.append(Example(tuple(features), row.memorized, row.spurious))
+        on_prompt()
+    return examples
+
+
+def fit_estimators(examples: Sequence[Example], *, source: str) -> Estimators:
+    """Estimators of every look, from the examples of all ladders together.
+
+    Args:
+        examples: from `measure_examples`.
+        source: in words, what they are from.
+    """
+    recurring = np.asarray([one.memorized + one.spurious for one in examples]) * DEFINITION_SAMPLES
+    copied = np.asarray([one.memorized for one in examples]) * DEFINITION_SAMPLES
+    looks = []
+    for index, seeds in enumerate(LOOKS):
+        features = [one.features[index] for one in examples]
+        looks.append(
+            Look(
+                seeds=seeds,
+                recurring=fit_share(features, recurring, np.full(len(examples), DEFINITION_SAMPLES), names_of(seeds)),
+                copied=fit_share(features, copied, recurring, names_of(seeds)),
+            )
+        )
+    return Estimators(looks=tuple(looks), definition_samples=DEFINITION_SAMPLES, source=source)
+
+
+def fit_share(
+    features: Sequence[dict[str, float]],
+    counts: NDArray[np.float64],
+    totals: NDArray[np.float64],
+    names: tuple[str, ...],
+) -> ShareEstimator:
+    """Beta-binomial regression of a share on features, weights non-negative.
+
+    Args:
+        features: one dictionary per example.
+        counts: of the samples that count, per example.
+        totals: of the samples that they are counted among; an example weighs as much as it has of them.
         names: the features to use.
-        samples: N.
     """
     x = np.asarray([[row[name] for name in names] for row in features])
     # A feature that does not vary here says nothing, and must not shout where it does.
     center, spread = x.mean(0), np.where(x.std(0) > 1e-6, x.std(0), 1.0)
     z = (x - center) / spread
-    # The truth itself is a count among N samples, half a sample away from certainty.
-    count = np.clip(np.asarray(recurring) * samples, 0.5, samples - 0.5)
+    total = np.maximum(totals, 1.0)
+    weight = totals / np.maximum(totals.max(), 1.0)
+    # The truth itself is a count, half a sample away from certainty.
+    count = np.clip(counts, 0.5, total - 0.5)
 
     def loss(parameters: NDArray[np.float64]) -> float:
         intercept, log_concentration, *weights = parameters
         mean = np.clip(expit(intercept + z @ np.asarray(weights)), 1e-6, 1 - 1e-6)
         a, b = np.exp(log_concentration) * mean, np.exp(log_concentration) * (1 - mean)
-        likelihood = betaln(count + a, samples - count + b) - betaln(a, b)
-        return float(-likelihood.mean() + RIDGE * np.square(weights).sum())
+        likelihood = betaln(count + a, total - count + b) - betaln(a, b)
+        return float(-(weight * likelihood).sum() / max(weight.sum(), 1e-9) + RIDGE * np.square(weights).sum())
 
     start = np.concatenate([[0.0, np.log(10.0)], np.ones(len(names))])
     bounds = [(-20, 20), (np.log(1.0), np.log(500.0)), *[(0.0, 20.0)] * len(names)]
     best = minimize(loss, start, method="L-BFGS-B", bounds=bounds).x
-    return RecurrenceEstimator(
+    return ShareEstimator(
         features=names,
         center=tuple(float(v) for v in center),
         spread=tuple(float(v) for v in spread),
         weights=tuple(float(v) for v in best[2:]),
         intercept=float(best[0]),
         concentration=float(np.exp(best[1])),
-    )
-
-
-def fit_calibration(
-    checkpoint: Checkpoint,
-    reference: ReferenceSet,
-    truth: Truth,
-    sampler: SamplerSettings,
-    *,
-    source: str,
-    budget: Budget | None = None,
-    repeats: int = 4,
-) -> Calibration:
-    """A calibration from the tuning split of a truth table.
-
-    Every tuning prompt is audited `repeats` times with fresh seeds, exactly as users will audit it.
-
-    Args:
-        checkpoint: what is audited.
-        reference: its complete training set.
-        truth: the table.
-        sampler: the settings that the truth was measured with.
-        source: in words, what this is made from.
-        budget: of one audit; the default when None.
-        repeats: audits per prompt.
-    """
-    budget = budget or Budget()
-    unfitted = RecurrenceEstimator(features=(), center=(), spread=(), weights=(), intercept=0.0, concentration=1.0)
-    provisional = Calibration(
-        checkpoint_digest=checkpoint.digest,
-        sampler=sampler,
-        noise_levels=budget.curvature.noise_levels,
-        definition_samples=budget.definition_samples,
-        delta_m=truth.delta_m,
-        delta_s=truth.delta_s,
-        with_curvature=unfitted,
-        without_curvature=unfitted,
-        typical={"trace": (0.0, 1.0)},
-        source="nothing yet",
-    )
-    auditor = Auditor(checkpoint, reference, provisional)
-    rows = [row for row in truth.rows if row.split == "tuning"]
-    features, recurring, generalizing = [], [], []
-    with progress_bar() as bar:
-        task = bar.add_task("calibration", total=len(rows) * repeats, note="")
-        for row in rows:
-            for repeat in range(repeats):
-                fresh = replace(budget, first_seed=FITTING_SEED + repeat * budget.seeds)
-                report = auditor.audit(row.prompt, budget=fresh)
-                features.append(recurrence_features(report.stability, report.curvature, truth.delta_s))
-                recurring.append(row.memorized + row.spurious)
-                generalizing.append(row.dominant == "generalized")
-                bar.advance(task)
-    typical_of = [row for row, counts in zip(features, generalizing, strict=True) if counts] or features
-    samples = budget.definition_samples
-    return provisional.model_copy(
-        update={
-            "with_curvature": fit_recurrence(features, recurring, WITH_CURVATURE, samples),
-            "without_curvature": fit_recurrence(features, recurring, WITHOUT_CURVATURE, samples),
-            "typical": {
-                name: tuple(float(v) for v in np.quantile([row[name] for row in typical_of], [0.05, 0.95]))
-                for name in features[0]
-            },
-            "source": source,
-        }
     )

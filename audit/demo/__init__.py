@@ -23,10 +23,12 @@ TRUTH = FOLDER / "truth.jsonl"
 def default_calibration() -> Calibration:
     """What an uncalibrated checkpoint is judged by.
 
-    The demo's estimators, which are free of scale, without its thresholds, which are not.
+    What ordinary prompts measure on the demo, for want of anything better, without its thresholds.
     """
     own = calibration()
-    return own.model_copy(update={"checkpoint_digest": "", "sampler": None, "delta_m": None, "delta_s": None})
+    return own.model_copy(
+        update={"checkpoint_digest": "", "sampler": None, "delta_m": None, "delta_s": None, "made": None}
+    )
 
 
 @cache

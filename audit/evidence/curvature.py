@@ -58,9 +58,9 @@ class CurvatureSettings:
     method: Method = "lanczos"
     samples: int = 4
     noise_levels: tuple[float, ...] = (0.15, 0.35)
-    probes: int = 2
+    probes: int = 1
     steps: int = 4
-    baseline: bool = True
+    baseline: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ candidates are reconstructed, so this costs the same for a thousand references a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +45,29 @@ class Neighbors:
     clip_index: NDArray[np.int64] | None
     clip_similarity: NDArray[np.float64] | None
 
+    @staticmethod
+    def concatenate(groups: Sequence[Neighbors]) -> Neighbors:
+        """Groups of samples searched in the same reference set, one after the other."""
+        clip = [g.clip_index for g in groups if g.clip_index is not None]
+        similarity = [g.clip_similarity for g in groups if g.clip_similarity is not None]
+        return Neighbors(
+            index=np.concatenate([g.index for g in groups]),
+            distance=np.concatenate([g.distance for g in groups]),
+            original_distance=np.concatenate([g.original_distance for g in groups]),
+            clip_index=np.concatenate(clip) if clip else None,
+            clip_similarity=np.concatenate(similarity) if similarity else None,
+        )
+
+    def first(self, n: int) -> Neighbors:
+        """Those of the first n samples."""
+        return Neighbors(
+            index=self.index[:n],
+            distance=self.distance[:n],
+            original_distance=self.original_distance[:n],
+            clip_index=None if self.clip_index is None else self.clip_index[:n],
+            clip_similarity=None if self.clip_similarity is None else self.clip_similarity[:n],
+        )
+
 
 class NeighborFinder:
     """Nearest neighbours of a checkpoint's samples in one reference set. Reconstructions are remembered between runs.
@@ -69,18 +93,21 @@ class NeighborFinder:
         found = {index: vector for index, vector in remembered.items() if vector is not None}
         missing = sorted(remembered.keys() - found.keys())
         for part in in_chunks(len(missing), 64):
-            images = self.reference.reference_images(missing[part])
-            if images.shape[-2:] != self._side:
-                images = torch.nn.functional.interpolate(images, size=self._side, mode="bilinear", antialias=True)
-            images = with_channels(images, self.checkpoint.image_channels)
-            vectors = self.reference.vectors(in_halves(self._trip, images)).numpy()
+            vectors = self.reference.vectors(self._trip(self._loaded(missing[part]))).numpy()
             found.update(zip(missing[part], vectors, strict=True))
         for index in missing:
             self._remembered.put(index, found[index])
         return torch.from_numpy(np.stack([found[index] for index in indices]))
 
+    def _loaded(self, indices: list[int]) -> Tensor:
+        """Reference images as the autoencoder takes them."""
+        images = self.reference.reference_images(indices)
+        if images.shape[-2:] != self._side:
+            images = torch.nn.functional.interpolate(images, size=self._side, mode="bilinear", antialias=True)
+        return with_channels(images, self.checkpoint.image_channels)
+
     def _trip(self, images: Tensor) -> Tensor:
-        return self.checkpoint.decode(self.checkpoint.encode(images)).cpu()
+        return in_halves(lambda part: self.checkpoint.decode(self.checkpoint.encode(part)).cpu(), images)
 
     def find(self, images: Tensor) -> Neighbors:
         """Nearest reference of each sample.
@@ -88,13 +115,8 @@ class NeighborFinder:
         Args:
             images: samples (n, channels, height, width) in [-1, 1].
         """
-        n = len(images)
-        original, candidates = self.reference.search_pixels(images, CANDIDATES)
-        k = candidates.shape[1]
-        vectors = self.reference.vectors(images)
-        rebuilt = self.reconstruct([int(i) for i in candidates.flatten()]).reshape(n, k, -1)
-        distances = (rebuilt - vectors[:, None]).double().norm(dim=2).numpy()
-        best, rows = distances.argmin(1), np.arange(n)
+        original, candidates, distances = self._rank(images, CANDIDATES)
+        best, rows = distances.argmin(1), np.arange(len(images))
         clip = self.reference.search_clip(images, 1)
         return Neighbors(
             index=candidates[rows, best],
@@ -103,3 +125,23 @@ class NeighborFinder:
             clip_index=None if clip is None else clip[1][:, 0],
             clip_similarity=None if clip is None else clip[0][:, 0].astype(np.float64),
         )
+
+    def between_references(self, indices: Sequence[int]) -> NDArray[np.float64]:
+        """Distance of reference images, after reconstruction, to the nearest other one, (len(indices),).
+
+        It is what `find` would measure for a real image that is not in the set, if those in it are a fair sample.
+        """
+        found = []
+        for part in in_chunks(len(indices), 64):
+            own = list(indices[part])
+            images = self._trip(self._loaded(own))
+            _, candidates, distances = self._rank(images, CANDIDATES + 1)
+            found.append(np.where(candidates == np.asarray(own)[:, None], np.inf, distances).min(1))
+        return np.concatenate(found)
+
+    def _rank(self, images: Tensor, count: int) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float64]]:
+        """Of the nearest originals: distance, index, and distance after reconstruction, each (n, count)."""
+        original, candidates = self.reference.search_pixels(images, count)
+        vectors = self.reference.vectors(images)
+        rebuilt = self.reconstruct([int(i) for i in candidates.flatten()]).reshape(*candidates.shape, -1)
+        return original, candidates, (rebuilt - vectors[:, None]).double().norm(dim=2).numpy()

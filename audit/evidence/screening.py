@@ -32,6 +32,8 @@ from audit.reference.images import in_chunks
 NOISE_LEVELS = (0.92, 0.5)
 #: Seeds of the noise: the same for all prompts of all checkpoints, and none that users are likely to audit with.
 SEEDS = range(7_000_000_000, 7_000_000_004)
+#: Evaluations that a prompt takes at these.
+EVALUATIONS = len(NOISE_LEVELS) * len(SEEDS)
 
 
 @dataclass(frozen=True)

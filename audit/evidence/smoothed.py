@@ -58,7 +58,7 @@ def measure_smoothed_trace(
 
     Args:
         denoiser: ε̂.
-        latents: samples ẑ₀, (n, *latent shape).
+        latents: samples ẑ₀, (n, *latent shape), also none.
         condition: of the prompt, one row.
         noise_levels: σ of each level; the nearest training timestep is used.
         seeds: of the noise, one per sample; a sample has the same noise at every level.
@@ -66,6 +66,9 @@ def measure_smoothed_trace(
     """
     n, levels = len(latents), len(noise_levels)
     timesteps = [denoiser.schedule.timestep(level) for level in noise_levels]
+    sigmas = tuple(float(denoiser.schedule.sigmas[t]) for t in timesteps)
+    if not n:
+        return SmoothedTrace(tuple(timesteps), sigmas, np.zeros((0, levels)))
     noise = draw_noise(seeds, latents.shape[1:])[0].to(latents)
     t = torch.tensor(timesteps).repeat_interleave(n)
     clean, added = latents.repeat(levels, *[1] * (latents.dim() - 1)), noise.repeat(levels, *[1] * (latents.dim() - 1))
@@ -82,6 +85,6 @@ def measure_smoothed_trace(
         found.append(((plus - minus) * direction).sum(1) / (2 * direction.square().sum(1)))
     return SmoothedTrace(
         timesteps=tuple(timesteps),
-        sigmas=tuple(float(denoiser.schedule.sigmas[t]) for t in timesteps),
+        sigmas=sigmas,
         values=torch.cat(found).reshape(levels, n).T.cpu().numpy(),
     )

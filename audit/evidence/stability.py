@@ -82,8 +82,21 @@ def measure_stability(
         displacements: of the trajectories, (n, steps), as `audit.model.sampling.Samples` has them.
         latents: the samples' latents, (n, ...), for the scale of the displacements.
     """
-    n = len(vectors)
-    distances = pairwise_distances(vectors)
+    final_step = float("nan")
+    if displacements is not None and latents is not None:
+        final_step = float((displacements[:, -1] / latents.cpu().flatten(1).norm(dim=1)).mean())
+    return cluster(pairwise_distances(vectors), delta_s, final_step)
+
+
+def cluster(distances: NDArray[np.float64], delta_s: float, final_step: float = float("nan")) -> Stability:
+    """`measure_stability` of samples whose distances are known.
+
+    Args:
+        distances: between every two samples, (n, n).
+        delta_s: distance up to which two samples are the same state.
+        final_step: goes into the result as it is.
+    """
+    n = len(distances)
     off = distances + np.diag(np.full(n, np.inf))
     count, labels = connected_components(off <= delta_s, directed=False)
     clusters = [np.flatnonzero(labels == label) for label in range(count)]
@@ -94,9 +107,6 @@ def measure_stability(
         members = (int(medoid), *(int(m) for m in cluster if m != medoid))
         modes.append(Mode(members, len(cluster) / n))
         mode_of[cluster] = index
-    final_step = float("nan")
-    if displacements is not None and latents is not None:
-        final_step = float((displacements[:, -1] / latents.cpu().flatten(1).norm(dim=1)).mean())
     return Stability(
         nearest_sample=off.argmin(1) if n > 1 else np.full(n, -1),
         nearest_sample_distance=off.min(1),

@@ -34,6 +34,9 @@ TOWNS = (
     "malmo", "naples", "oslo", "porto", "quito", "riga", "siena", "turin", "utrecht", "verona", "warsaw", "york",
 )  # fmt: skip
 
+#: Captions of so many images are taken for ordinary where a ladder has none to calibrate with.
+ORDINARY_IMAGES = 32
+
 #: Every word a caption can hold; the tokenizer gives each one token.
 VOCABULARY = ("a", "for", "from", "in", *COLOURS, *FABRICS, *SEASONS, *TOWNS, *GARMENTS)
 
@@ -250,6 +253,16 @@ class Ladder(BaseModel):
     templates: dict[int, Half]
     owners: NDArray[np.int64]
     images: NDArray[np.uint8]
+
+    def ordinary(self) -> list[str]:
+        """Captions to calibrate with: those that are there for it, else the tuning half's captions of many images."""
+        many = min(ORDINARY_IMAGES, max(self.sizes))
+        chosen = [caption for caption, split in zip(self.captions, self.splits, strict=True) if split == "calibrate"]
+        return chosen or [
+            caption
+            for caption, size, split in zip(self.captions, self.sizes, self.splits, strict=True)
+            if split == "tuning" and size >= many
+        ]
 
     def draw_captions(self, count: int, generator: torch.Generator) -> torch.Tensor:
         """Caption indices as they are shown in training, by weight: int64, shape (count,)."""

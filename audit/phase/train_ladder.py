@@ -10,8 +10,8 @@ and captions, the truth table, the calibration. They leave this folder:
     distances.npz the distances that the fractions count
     README.md     the model card, with recipe.json and curves.png
 
-The open_clip model is left out when a recipe gives it no steps. The calibration is fitted to the truth of the tuning
-half; a ladder with captions to calibrate with is left without one, for its calibration must not see the truth.
+The open_clip model is left out when a recipe gives it no steps. The calibration sees no truth but its thresholds, which
+are part of what the classes mean.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from audit.bench.fitting import fit_calibration
+from audit.auditor import Auditor
 from audit.bench.truth import (
     ORDINARY_RECURRENCE,
     Caption,
@@ -41,6 +41,7 @@ from audit.bench.truth import (
     save_truth,
     tabulate,
 )
+from audit.calibrate import calibrate
 from audit.model.loading import load_checkpoint
 from audit.model.sampling import build_scheduler
 from audit.phase import networks
@@ -135,10 +136,15 @@ def _measure(recipe: Recipe, ladder: Ladder, reference: ReferenceSet, out: Path,
         f"{part} {len(truth.rows)} captions, {DEFINITION_SAMPLES} samples each: δ_m is {valley}, δ_s is what "
         f"{ORDINARY_RECURRENCE:.0%} of {plain} fall under"
     )
-    if not calibrated_apart:
-        fit_calibration(checkpoint, reference, truth, sampler, source=source).save(
-            out / "checkpoint" / "calibration.json"
-        )
+    ordinary = ladder.ordinary()
+    calibrate(
+        Auditor(checkpoint, reference),
+        ordinary,
+        sampler=sampler,
+        delta_m=truth.delta_m,
+        delta_s=truth.delta_s,
+        source=f"{len(ordinary)} captions of many images, taken for ordinary; thresholds are those of the truth table",
+    ).save(out / "checkpoint" / "calibration.json")
     return truth, source
 
 

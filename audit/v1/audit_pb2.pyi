@@ -1,7 +1,8 @@
 from audit.v1 import report_pb2 as _report_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -44,6 +45,46 @@ class StreamAuditResponse(_message.Message):
     report: _report_pb2.Report
     def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., report: _Optional[_Union[_report_pb2.Report, _Mapping]] = ...) -> None: ...
 
+class ScreenRequest(_message.Message):
+    __slots__ = ("prompts", "checkpoint", "sampler", "definition_samples")
+    PROMPTS_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    SAMPLER_FIELD_NUMBER: _ClassVar[int]
+    DEFINITION_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    prompts: _containers.RepeatedScalarFieldContainer[str]
+    checkpoint: str
+    sampler: SamplerOptions
+    definition_samples: int
+    def __init__(self, prompts: _Optional[_Iterable[str]] = ..., checkpoint: _Optional[str] = ..., sampler: _Optional[_Union[SamplerOptions, _Mapping]] = ..., definition_samples: _Optional[int] = ...) -> None: ...
+
+class ScreenResponse(_message.Message):
+    __slots__ = ("results", "calibration", "threshold", "false_positive_rate", "cost")
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATION_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    FALSE_POSITIVE_RATE_FIELD_NUMBER: _ClassVar[int]
+    COST_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedCompositeFieldContainer[ScreenResult]
+    calibration: _report_pb2.CalibrationInfo
+    threshold: float
+    false_positive_rate: float
+    cost: _report_pb2.Cost
+    def __init__(self, results: _Optional[_Iterable[_Union[ScreenResult, _Mapping]]] = ..., calibration: _Optional[_Union[_report_pb2.CalibrationInfo, _Mapping]] = ..., threshold: _Optional[float] = ..., false_positive_rate: _Optional[float] = ..., cost: _Optional[_Union[_report_pb2.Cost, _Mapping]] = ...) -> None: ...
+
+class ScreenResult(_message.Message):
+    __slots__ = ("prompt", "flagged", "recurring_probability", "probabilities", "measurements")
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    FLAGGED_FIELD_NUMBER: _ClassVar[int]
+    RECURRING_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
+    MEASUREMENTS_FIELD_NUMBER: _ClassVar[int]
+    prompt: str
+    flagged: bool
+    recurring_probability: float
+    probabilities: _report_pb2.ClassValues
+    measurements: _containers.RepeatedCompositeFieldContainer[_report_pb2.Measurement]
+    def __init__(self, prompt: _Optional[str] = ..., flagged: _Optional[bool] = ..., recurring_probability: _Optional[float] = ..., probabilities: _Optional[_Union[_report_pb2.ClassValues, _Mapping]] = ..., measurements: _Optional[_Iterable[_Union[_report_pb2.Measurement, _Mapping]]] = ...) -> None: ...
+
 class Progress(_message.Message):
     __slots__ = ("stage", "evaluations", "planned_evaluations", "queue_position")
     STAGE_FIELD_NUMBER: _ClassVar[int]
@@ -75,13 +116,15 @@ class SamplerOptions(_message.Message):
     def __init__(self, scheduler: _Optional[str] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., negative_prompt: _Optional[str] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., eta: _Optional[float] = ...) -> None: ...
 
 class BudgetOptions(_message.Message):
-    __slots__ = ("seeds", "first_seed", "definition_samples", "curvature")
+    __slots__ = ("seeds", "first_seed", "definition_samples", "curvature", "minimum_seeds")
     SEEDS_FIELD_NUMBER: _ClassVar[int]
     FIRST_SEED_FIELD_NUMBER: _ClassVar[int]
     DEFINITION_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     CURVATURE_FIELD_NUMBER: _ClassVar[int]
+    MINIMUM_SEEDS_FIELD_NUMBER: _ClassVar[int]
     seeds: int
     first_seed: int
     definition_samples: int
     curvature: str
-    def __init__(self, seeds: _Optional[int] = ..., first_seed: _Optional[int] = ..., definition_samples: _Optional[int] = ..., curvature: _Optional[str] = ...) -> None: ...
+    minimum_seeds: int
+    def __init__(self, seeds: _Optional[int] = ..., first_seed: _Optional[int] = ..., definition_samples: _Optional[int] = ..., curvature: _Optional[str] = ..., minimum_seeds: _Optional[int] = ...) -> None: ...

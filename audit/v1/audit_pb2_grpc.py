@@ -45,6 +45,11 @@ class AuditServiceStub:
                 request_serializer=audit_dot_v1_dot_audit__pb2.StreamAuditRequest.SerializeToString,
                 response_deserializer=audit_dot_v1_dot_audit__pb2.StreamAuditResponse.FromString,
                 _registered_method=True)
+        self.Screen = channel.unary_unary(
+                '/audit.v1.AuditService/Screen',
+                request_serializer=audit_dot_v1_dot_audit__pb2.ScreenRequest.SerializeToString,
+                response_deserializer=audit_dot_v1_dot_audit__pb2.ScreenResponse.FromString,
+                _registered_method=True)
 
 
 class AuditServiceServicer:
@@ -65,6 +70,13 @@ class AuditServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Screen(self, request, context):
+        """Screens many prompts on pure noise, without drawing an image: a few evaluations each.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AuditServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +89,11 @@ def add_AuditServiceServicer_to_server(servicer, server):
                     servicer.StreamAudit,
                     request_deserializer=audit_dot_v1_dot_audit__pb2.StreamAuditRequest.FromString,
                     response_serializer=audit_dot_v1_dot_audit__pb2.StreamAuditResponse.SerializeToString,
+            ),
+            'Screen': grpc.unary_unary_rpc_method_handler(
+                    servicer.Screen,
+                    request_deserializer=audit_dot_v1_dot_audit__pb2.ScreenRequest.FromString,
+                    response_serializer=audit_dot_v1_dot_audit__pb2.ScreenResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +151,33 @@ class AuditService:
             '/audit.v1.AuditService/StreamAudit',
             audit_dot_v1_dot_audit__pb2.StreamAuditRequest.SerializeToString,
             audit_dot_v1_dot_audit__pb2.StreamAuditResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Screen(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/audit.v1.AuditService/Screen',
+            audit_dot_v1_dot_audit__pb2.ScreenRequest.SerializeToString,
+            audit_dot_v1_dot_audit__pb2.ScreenResponse.FromString,
             options,
             channel_credentials,
             insecure,

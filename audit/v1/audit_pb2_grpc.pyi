@@ -37,6 +37,8 @@ class AuditServiceStub:
     """Audits one prompt and answers when the verdict is there."""
     StreamAudit: _grpc.UnaryStreamMultiCallable[_audit_pb2.StreamAuditRequest, _audit_pb2.StreamAuditResponse]
     """Audits one prompt and tells how far it is; the last message holds the report. Cancelling the call stops the work."""
+    Screen: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ScreenRequest, _audit_pb2.ScreenResponse]
+    """Screens many prompts on pure noise, without drawing an image: a few evaluations each."""
 
 @_typing.type_check_only
 class AuditServiceAsyncStub(AuditServiceStub):
@@ -47,6 +49,8 @@ class AuditServiceAsyncStub(AuditServiceStub):
     """Audits one prompt and answers when the verdict is there."""
     StreamAudit: _aio.UnaryStreamMultiCallable[_audit_pb2.StreamAuditRequest, _audit_pb2.StreamAuditResponse]  # type: ignore[assignment]
     """Audits one prompt and tells how far it is; the last message holds the report. Cancelling the call stops the work."""
+    Screen: _aio.UnaryUnaryMultiCallable[_audit_pb2.ScreenRequest, _audit_pb2.ScreenResponse]  # type: ignore[assignment]
+    """Screens many prompts on pure noise, without drawing an image: a few evaluations each."""
 
 class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
     """Audits prompts."""
@@ -66,5 +70,13 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_audit_pb2.StreamAuditResponse], _abc.AsyncIterator[_audit_pb2.StreamAuditResponse]]:
         """Audits one prompt and tells how far it is; the last message holds the report. Cancelling the call stops the work."""
+
+    @_abc_1.abstractmethod
+    def Screen(
+        self,
+        request: _audit_pb2.ScreenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.ScreenResponse, _abc.Awaitable[_audit_pb2.ScreenResponse]]:
+        """Screens many prompts on pure noise, without drawing an image: a few evaluations each."""
 
 def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

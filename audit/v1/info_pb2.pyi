@@ -36,7 +36,7 @@ class GetInfoResponse(_message.Message):
     def __init__(self, version: _Optional[str] = ..., libraries: _Optional[_Mapping[str, str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., schedulers: _Optional[_Iterable[str]] = ..., checkpoints: _Optional[_Iterable[_Union[_checkpoint_pb2.CheckpointInfo, _Mapping]]] = ..., references: _Optional[_Iterable[_Union[_reference_pb2.ReferenceInfo, _Mapping]]] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("prompt_characters", "seeds", "steps", "image_side", "queue_evaluations", "concurrent_audits", "image_bytes", "evaluations", "pixels")
+    __slots__ = ("prompt_characters", "seeds", "steps", "image_side", "queue_evaluations", "concurrent_audits", "image_bytes", "evaluations", "pixels", "prompts")
     PROMPT_CHARACTERS_FIELD_NUMBER: _ClassVar[int]
     SEEDS_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +46,7 @@ class Limits(_message.Message):
     IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     EVALUATIONS_FIELD_NUMBER: _ClassVar[int]
     PIXELS_FIELD_NUMBER: _ClassVar[int]
+    PROMPTS_FIELD_NUMBER: _ClassVar[int]
     prompt_characters: int
     seeds: int
     steps: int
@@ -55,4 +56,5 @@ class Limits(_message.Message):
     image_bytes: int
     evaluations: int
     pixels: int
-    def __init__(self, prompt_characters: _Optional[int] = ..., seeds: _Optional[int] = ..., steps: _Optional[int] = ..., image_side: _Optional[int] = ..., queue_evaluations: _Optional[int] = ..., concurrent_audits: _Optional[int] = ..., image_bytes: _Optional[int] = ..., evaluations: _Optional[int] = ..., pixels: _Optional[int] = ...) -> None: ...
+    prompts: int
+    def __init__(self, prompt_characters: _Optional[int] = ..., seeds: _Optional[int] = ..., steps: _Optional[int] = ..., image_side: _Optional[int] = ..., queue_evaluations: _Optional[int] = ..., concurrent_audits: _Optional[int] = ..., image_bytes: _Optional[int] = ..., evaluations: _Optional[int] = ..., pixels: _Optional[int] = ..., prompts: _Optional[int] = ...) -> None: ...

@@ -22,7 +22,7 @@ spurious: Verdict
 generalized: Verdict
 
 class Report(_message.Message):
-    __slots__ = ("prompt", "verdict", "confidence", "decided", "probabilities", "fractions", "recurring_probability", "copies", "reasons", "stability", "curvature", "samples", "subject", "cost", "provenance")
+    __slots__ = ("prompt", "verdict", "confidence", "decided", "probabilities", "fractions", "recurring_probability", "copies", "reasons", "stability", "curvature", "samples", "subject", "cost", "provenance", "measurements")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     VERDICT_FIELD_NUMBER: _ClassVar[int]
     CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
@@ -38,6 +38,7 @@ class Report(_message.Message):
     SUBJECT_FIELD_NUMBER: _ClassVar[int]
     COST_FIELD_NUMBER: _ClassVar[int]
     PROVENANCE_FIELD_NUMBER: _ClassVar[int]
+    MEASUREMENTS_FIELD_NUMBER: _ClassVar[int]
     prompt: str
     verdict: Verdict
     confidence: float
@@ -53,7 +54,20 @@ class Report(_message.Message):
     subject: Subject
     cost: Cost
     provenance: Provenance
-    def __init__(self, prompt: _Optional[str] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., confidence: _Optional[float] = ..., decided: _Optional[bool] = ..., probabilities: _Optional[_Union[ClassValues, _Mapping]] = ..., fractions: _Optional[_Union[ClassIntervals, _Mapping]] = ..., recurring_probability: _Optional[float] = ..., copies: _Optional[_Union[CopyEvidence, _Mapping]] = ..., reasons: _Optional[_Iterable[str]] = ..., stability: _Optional[_Union[StabilityEvidence, _Mapping]] = ..., curvature: _Optional[_Iterable[_Union[CurvatureEvidence, _Mapping]]] = ..., samples: _Optional[_Iterable[_Union[SampleEvidence, _Mapping]]] = ..., subject: _Optional[_Union[Subject, _Mapping]] = ..., cost: _Optional[_Union[Cost, _Mapping]] = ..., provenance: _Optional[_Union[Provenance, _Mapping]] = ...) -> None: ...
+    measurements: _containers.RepeatedCompositeFieldContainer[Measurement]
+    def __init__(self, prompt: _Optional[str] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., confidence: _Optional[float] = ..., decided: _Optional[bool] = ..., probabilities: _Optional[_Union[ClassValues, _Mapping]] = ..., fractions: _Optional[_Union[ClassIntervals, _Mapping]] = ..., recurring_probability: _Optional[float] = ..., copies: _Optional[_Union[CopyEvidence, _Mapping]] = ..., reasons: _Optional[_Iterable[str]] = ..., stability: _Optional[_Union[StabilityEvidence, _Mapping]] = ..., curvature: _Optional[_Iterable[_Union[CurvatureEvidence, _Mapping]]] = ..., samples: _Optional[_Iterable[_Union[SampleEvidence, _Mapping]]] = ..., subject: _Optional[_Union[Subject, _Mapping]] = ..., cost: _Optional[_Union[Cost, _Mapping]] = ..., provenance: _Optional[_Union[Provenance, _Mapping]] = ..., measurements: _Optional[_Iterable[_Union[Measurement, _Mapping]]] = ...) -> None: ...
+
+class Measurement(_message.Message):
+    __slots__ = ("name", "value", "ordinary_lower", "ordinary_upper")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    ORDINARY_LOWER_FIELD_NUMBER: _ClassVar[int]
+    ORDINARY_UPPER_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    value: float
+    ordinary_lower: float
+    ordinary_upper: float
+    def __init__(self, name: _Optional[str] = ..., value: _Optional[float] = ..., ordinary_lower: _Optional[float] = ..., ordinary_upper: _Optional[float] = ...) -> None: ...
 
 class ClassValues(_message.Message):
     __slots__ = ("memorized", "spurious", "generalized")
@@ -256,19 +270,25 @@ class Sampler(_message.Message):
     def __init__(self, scheduler: _Optional[str] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., negative_prompt: _Optional[str] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., eta: _Optional[float] = ...) -> None: ...
 
 class CalibrationInfo(_message.Message):
-    __slots__ = ("digest", "delta_m", "delta_s", "fits")
+    __slots__ = ("digest", "delta_m", "delta_s", "fits", "prompts", "make_time", "estimators_digest")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     DELTA_M_FIELD_NUMBER: _ClassVar[int]
     DELTA_S_FIELD_NUMBER: _ClassVar[int]
     FITS_FIELD_NUMBER: _ClassVar[int]
+    PROMPTS_FIELD_NUMBER: _ClassVar[int]
+    MAKE_TIME_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATORS_DIGEST_FIELD_NUMBER: _ClassVar[int]
     digest: str
     delta_m: float
     delta_s: float
     fits: bool
-    def __init__(self, digest: _Optional[str] = ..., delta_m: _Optional[float] = ..., delta_s: _Optional[float] = ..., fits: _Optional[bool] = ...) -> None: ...
+    prompts: int
+    make_time: _timestamp_pb2.Timestamp
+    estimators_digest: str
+    def __init__(self, digest: _Optional[str] = ..., delta_m: _Optional[float] = ..., delta_s: _Optional[float] = ..., fits: _Optional[bool] = ..., prompts: _Optional[int] = ..., make_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., estimators_digest: _Optional[str] = ...) -> None: ...
 
 class Cost(_message.Message):
-    __slots__ = ("evaluations", "sampling_evaluations", "curvature_evaluations", "queue_seconds", "compute_seconds", "stage_seconds")
+    __slots__ = ("evaluations", "sampling_evaluations", "curvature_evaluations", "queue_seconds", "compute_seconds", "stage_seconds", "screening_evaluations")
     class StageSecondsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -282,13 +302,15 @@ class Cost(_message.Message):
     QUEUE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     STAGE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SCREENING_EVALUATIONS_FIELD_NUMBER: _ClassVar[int]
     evaluations: int
     sampling_evaluations: int
     curvature_evaluations: int
     queue_seconds: float
     compute_seconds: float
     stage_seconds: _containers.ScalarMap[str, float]
-    def __init__(self, evaluations: _Optional[int] = ..., sampling_evaluations: _Optional[int] = ..., curvature_evaluations: _Optional[int] = ..., queue_seconds: _Optional[float] = ..., compute_seconds: _Optional[float] = ..., stage_seconds: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    screening_evaluations: int
+    def __init__(self, evaluations: _Optional[int] = ..., sampling_evaluations: _Optional[int] = ..., curvature_evaluations: _Optional[int] = ..., queue_seconds: _Optional[float] = ..., compute_seconds: _Optional[float] = ..., stage_seconds: _Optional[_Mapping[str, float]] = ..., screening_evaluations: _Optional[int] = ...) -> None: ...
 
 class Provenance(_message.Message):
     __slots__ = ("basin_version", "libraries", "finish_time", "device")

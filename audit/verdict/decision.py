@@ -1,37 +1,47 @@
 """From the evidence of n seeds to the class fractions at N, the verdict and its reasons.
 
-Neighbours tell memorized from the rest, curvature and modes tell recurring from the rest. With k of n samples within
-δ_m of a complete reference set and R the share that recurs among N samples,
+Two shares are estimated: R, of the samples that recur among N, and C, of those that are copies:
 
-    f_m ~ Beta(k + ½, n − k + ½)          (Jeffreys)
-    R   ~ Beta(κr̂, κ(1 − r̂))              r̂ and κ from the calibration's estimator
-    f_s = (1 − f_m) R,   f_g = (1 − f_m)(1 − R)
+    R ~ Beta(κr̂, κ(1 − r̂)),   C ~ Beta(κĉ, κ(1 − ĉ))       r̂, ĉ and κ from `audit.verdict.estimators`
+    f_m = R C,   f_s = R (1 − C),   f_g = 1 − R
 
-and the probability of a class is the share of the posterior in which its fraction is the largest. Against a partial
-set (or none) a recurring sample that was not found may still be a copy of an image that is not in the set: a share
-u ~ Uniform(0, 1) of the recurring rest counts as memorized.
+The estimators see no reference set. What is found there comes in by Bayes' rule: k of n samples within δ_m of a
+reference image have the likelihood Binomial(k; n, f_m) where the set is complete, and where it is a part that covers a
+share v ~ Uniform(0, 1) of what is copied, Binomial(k; n, v f_m). The probability of a class is the share of the
+posterior in which its fraction is the largest. Estimators can be wrong: a share `DOUBT` of the prior is uniform, so
+that samples can overrule them.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import beta
 
-from audit.evidence.curvature import CurvatureLevel
-from audit.evidence.neighbors import Neighbors
-from audit.evidence.stability import Stability
-from audit.verdict.calibration import Calibration, recurrence_features
+from audit.evidence.gathered import Evidence
+from audit.evidence.screening import Screening
+from audit.verdict.calibration import Calibration
+from audit.verdict.estimators import Estimators, ShareEstimator, shipped
+from audit.verdict.features import CONTRASTS, measurements, meetings, normalise
 from audit.verdict.rule import CLASSES, PhaseClass, classify_samples
 
 #: Version of the way from evidence to verdict. Raised whenever the same evidence would give another answer, so that
 #: no kept answer is served any more.
-ALGORITHM = 1
+ALGORITHM = 2
 #: Probability that each interval holds the true fraction.
 INTERVAL_LEVEL = 0.9
 #: A verdict of less confidence is reported as not decided.
 DECIDED = 0.9
+#: At this confidence no more seeds are drawn.
+SETTLED = 0.95
+#: Share of the prior that does not believe the estimators.
+DOUBT = 0.02
+#: What an estimate is worth, of its own concentration, with a calibration of another checkpoint or sampler; and what
+#: the share of copies is worth where no complete reference set can contradict it.
+BORROWED = 0.25
 _DRAWS = 20_000
 
 
@@ -42,6 +52,21 @@ class Interval:
     estimate: float
     lower: float
     upper: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What decides, one number of it.
+
+    Attributes:
+        name: as in `audit.verdict.features`.
+        value: rises with recall; contrasts as they are, not their logarithms.
+        ordinary: where nine tenths of ordinary prompts are; None where they were not measured.
+    """
+
+    name: str
+    value: float
+    ordinary: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -59,6 +84,7 @@ class Decision:
         distinct_references: different reference images among them.
         copy_rate_bound: upper end of the one-sided 95% Clopper–Pearson interval of the copy rate; 1 unsearched.
         reasons: in plain sentences, the weightiest first.
+        measurements: that the estimators saw.
         delta_m: as used.
         delta_s: as used.
     """
@@ -73,6 +99,7 @@ class Decision:
     distinct_references: int
     copy_rate_bound: float
     reasons: tuple[str, ...]
+    measurements: tuple[Measurement, ...]
     delta_m: float
     delta_s: float
 
@@ -82,29 +109,71 @@ class Decision:
         return self.confidence >= DECIDED
 
 
+@dataclass(frozen=True)
+class Screened:
+    """What the screen alone says of a prompt.
+
+    Attributes:
+        probabilities: that each class dominates, in the order of `CLASSES`.
+        recurring_probability: that memorized and spurious samples together outnumber generalized ones.
+        flagged: whether that is over the threshold of the calibration.
+        measurements: that the estimators saw.
+    """
+
+    probabilities: tuple[float, float, float]
+    recurring_probability: float
+    flagged: bool
+    measurements: tuple[Measurement, ...]
+
+
+def screen(
+    screening: Screening,
+    calibration: Calibration,
+    *,
+    definition_samples: int,
+    fits: bool,
+    estimators: Estimators | None = None,
+) -> Screened:
+    """Weigh a screening.
+
+    Args:
+        screening: of the prompt.
+        calibration: of the checkpoint.
+        definition_samples: N.
+        fits: whether the calibration was made with this checkpoint and sampler.
+        estimators: those that ship when None.
+    """
+    measured = measurements(screening, None)
+    features = normalise(measured, calibration.ordinary)
+    posterior = _prior(features, 0, estimators or shipped(), definition_samples, fits=fits, unchecked=True)
+    recurring = posterior.recurring_probability
+    return Screened(
+        posterior.probabilities, recurring, recurring > calibration.screen_threshold, _against(measured, calibration)
+    )
+
+
 def decide(
-    stability: Stability,
-    neighbors: Neighbors | None,
-    curvature: tuple[CurvatureLevel, ...],
+    evidence: Evidence,
     calibration: Calibration,
     *,
     reference_complete: bool,
     dimension: int,
     definition_samples: int,
     fits: bool,
+    estimators: Estimators | None = None,
 ) -> Decision:
     """Weigh the evidence.
 
     Args:
-        stability: of the seeds drawn.
-        neighbors: nearest references; None when nothing was searched.
-        curvature: one entry per noise level; empty when it was not measured.
-        calibration: thresholds and estimators.
+        evidence: of at least one sample.
+        calibration: thresholds, and what is ordinary.
         reference_complete: whether "not found" means "not there".
         dimension: of pixel vectors.
         definition_samples: N.
         fits: whether the calibration was made with this checkpoint and sampler.
+        estimators: those that ship when None.
     """
+    stability, neighbors = evidence.stability, evidence.neighbors
     n = len(stability.mode_of)
     delta_m, delta_s = calibration.thresholds(dimension)
     reference_distance = np.full(n, np.inf) if neighbors is None else neighbors.distance
@@ -113,61 +182,127 @@ def decide(
     copies = int(is_copy.sum())
     distinct = 0 if neighbors is None else len(set(neighbors.index[is_copy].tolist()))
 
-    features = recurrence_features(stability, curvature, delta_s)
-    estimator = calibration.with_curvature if curvature else calibration.without_curvature
-    recurrence = estimator.predict(features)
-    # A calibration of another checkpoint or sampler is worth a fraction of its own.
-    concentration = estimator.concentration * (1.0 if fits else 0.25)
-    rng = np.random.default_rng(0)
-    returning = rng.beta(concentration * recurrence + 1e-3, concentration * (1 - recurrence) + 1e-3, _DRAWS)
-    # A state of probability p is met again among N samples with probability 1 − (1 − p)^(N−1) ≈ 1 − exp(−pN): the share
-    # that does not recur at another N is raised to the power of the ratio of the two.
-    returning = 1 - (1 - returning) ** (definition_samples / calibration.definition_samples)
-    copied = np.zeros(_DRAWS)
+    measured = measurements(evidence.screening, evidence.smoothed)
+    met = meetings(stability, delta_s)
+    features = normalise(measured, calibration.ordinary) | met
+    shown = _against(measured, calibration) + tuple(Measurement(name, value, None) for name, value in met.items())
+    unchecked = neighbors is None or not reference_complete
+    posterior = _prior(features, n, estimators or shipped(), definition_samples, fits=fits, unchecked=unchecked)
     if neighbors is not None:
-        copied = rng.beta(copies + 0.5, n - copies + 0.5, _DRAWS)
-    hidden = np.zeros(_DRAWS)
-    if neighbors is None or not reference_complete:
-        hidden = rng.random(_DRAWS)
-    rest = 1 - copied
-    fractions = np.stack(
-        [copied + rest * returning * hidden, rest * returning * (1 - hidden), rest * (1 - returning)], axis=1
-    )
-    winners = np.bincount(fractions.argmax(1), minlength=3) / _DRAWS
-    tail = (1 - INTERVAL_LEVEL) / 2
-    lower, upper = np.quantile(fractions, [tail, 1 - tail], axis=0)
-    best = int(winners.argmax())
-    memorized, spurious, generalized = (
-        Interval(float(fractions[:, i].mean()), float(lower[i]), float(upper[i])) for i in range(3)
-    )
+        posterior = posterior.given(copies, n, complete=reference_complete)
+    best = int(np.argmax(posterior.probabilities))
     return Decision(
         verdict=CLASSES[best],
-        confidence=float(winners[best]),
-        probabilities=(float(winners[0]), float(winners[1]), float(winners[2])),
-        fractions=(memorized, spurious, generalized),
-        recurring_probability=float((fractions[:, 2] < 0.5).mean()),
+        confidence=posterior.probabilities[best],
+        probabilities=posterior.probabilities,
+        fractions=posterior.intervals,
+        recurring_probability=posterior.recurring_probability,
         sample_classes=tuple(int(c) for c in classes),
         copies=copies,
         distinct_references=distinct,
         copy_rate_bound=1.0 if neighbors is None or copies == n else float(beta.ppf(0.95, copies + 1, n - copies)),
         reasons=tuple(
             _reasons(
-                stability, neighbors, curvature, calibration, features, recurrence, copies, distinct, delta_m, delta_s,
-                reference_complete, definition_samples, fits,
+                evidence, shown, posterior, copies, distinct, delta_m, delta_s, reference_complete,
+                definition_samples, fits,
             )
         ),
+        measurements=shown,
         delta_m=delta_m,
         delta_s=delta_s,
     )  # fmt: skip
 
 
-def _reasons(
-    stability: Stability,
-    neighbors: Neighbors | None,
-    curvature: tuple[CurvatureLevel, ...],
-    calibration: Calibration,
+#: How the measurements that decide most are said.
+_SAID = {
+    "trace_near": "Of the noise added to its samples, the model finds this share again:",
+    "contrast_late": "On pure noise the prompt changes the prediction by, per latent value:",
+}
+
+
+def _against(measured: dict[str, float], calibration: Calibration) -> tuple[Measurement, ...]:
+    """Measurements beside what is ordinary. People read contrasts, not their logarithms."""
+    shown = []
+    for name, value in measured.items():
+        values = (value, *calibration.ordinary[name].range)
+        own, low, high = (math.exp(v) for v in values) if name in CONTRASTS else values
+        shown.append(Measurement(name, own, (low, high)))
+    return tuple(shown)
+
+
+@dataclass(frozen=True)
+class _Posterior:
+    """Weighted draws of the three fractions, (draws, 3)."""
+
+    fractions: NDArray[np.float64]
+    weights: NDArray[np.float64]
+
+    @property
+    def probabilities(self) -> tuple[float, float, float]:
+        memorized, spurious, generalized = np.bincount(self.fractions.argmax(1), self.weights, 3)
+        return float(memorized), float(spurious), float(generalized)
+
+    @property
+    def recurring_probability(self) -> float:
+        return float(self.weights[self.fractions[:, 2] < 0.5].sum())
+
+    @property
+    def means(self) -> NDArray[np.float64]:
+        return self.weights @ self.fractions
+
+    @property
+    def intervals(self) -> tuple[Interval, Interval, Interval]:
+        tail = (1 - INTERVAL_LEVEL) / 2
+        lower, upper = np.quantile(self.fractions, [tail, 1 - tail], 0, weights=self.weights, method="inverted_cdf")
+        memorized, spurious, generalized = (
+            Interval(float(mean), float(low), float(high))
+            for mean, low, high in zip(self.means, lower, upper, strict=True)
+        )
+        return memorized, spurious, generalized
+
+    def given(self, copies: int, n: int, *, complete: bool) -> _Posterior:
+        """After k of n samples were found in a reference set."""
+        rate = self.fractions[:, 0]
+        if not complete:
+            rate = rate * np.random.default_rng(1).random(len(rate))
+        rate = np.clip(rate, 1e-12, 1 - 1e-12)
+        log_likelihood = copies * np.log(rate) + (n - copies) * np.log1p(-rate)
+        weights = self.weights * np.exp(log_likelihood - log_likelihood.max())
+        return _Posterior(self.fractions, weights / weights.sum())
+
+
+def _prior(
     features: dict[str, float],
-    recurrence: float,
+    n: int,
+    estimators: Estimators,
+    definition_samples: int,
+    *,
+    fits: bool,
+    unchecked: bool,
+) -> _Posterior:
+    """Before anything is looked up in a reference set; `unchecked` when nothing, or too little, can be."""
+    look, rng = estimators.look(n), np.random.default_rng(0)
+    doubtful = rng.random(_DRAWS) < DOUBT
+
+    def draw(estimator: ShareEstimator, trust: float) -> NDArray[np.float64]:
+        mean, concentration = estimator.predict(features), estimator.concentration * trust
+        shares = rng.beta(concentration * mean + 1e-3, concentration * (1 - mean) + 1e-3, _DRAWS)
+        return np.where(doubtful, rng.random(_DRAWS), shares)
+
+    trust = 1.0 if fits else BORROWED
+    returning, copied = draw(look.recurring, trust), draw(look.copied, trust * (BORROWED if unchecked else 1.0))
+    # A state of probability p is met again among N samples with probability 1 − (1 − p)^(N−1) ≈ 1 − exp(−pN): the share
+    # that does not recur at another N is raised to the power of the ratio of the two. Copies are copies at any N.
+    memorized = returning * copied
+    alone = ((1 - returning) / np.maximum(1 - memorized, 1e-12)) ** (definition_samples / estimators.definition_samples)
+    fractions = np.stack([memorized, (1 - memorized) * (1 - alone), (1 - memorized) * alone], axis=1)
+    return _Posterior(fractions, np.full(_DRAWS, 1 / _DRAWS))
+
+
+def _reasons(
+    evidence: Evidence,
+    measured: tuple[Measurement, ...],
+    posterior: _Posterior,
     copies: int,
     distinct: int,
     delta_m: float,
@@ -176,11 +311,12 @@ def _reasons(
     definition_samples: int,
     fits: bool,
 ) -> list[str]:
+    stability, neighbors = evidence.stability, evidence.neighbors
     n = len(stability.mode_of)
     sentences = []
     if neighbors is None:
         sentences.append(
-            "No reference set was searched: recurring images cannot be told from copies of training images."
+            "No reference set was searched: whether what recurs is copied is judged by curvature and contrast alone."
         )
     elif copies:
         images = "one training image" if distinct == 1 else f"{distinct} different training images"
@@ -204,22 +340,16 @@ def _reasons(
         count = sum(mode.recurs for mode in stability.modes)
         places = "one image" if count == 1 else f"{count} images"
         sentences.append(f"{recurring} of {n} seeds returned to {places} that another seed also reached; {meeting}.")
-    else:
+    elif n > 1:
         sentences.append(f"No two of {n} seeds met (closer than {delta_s:.2f}).")
-    if curvature:
-        low, high = calibration.typical["trace"]
-        trace = features["trace"]
-        place = "above" if trace > high else "below" if trace < low else "within"
-        sentences.append(
-            f"The curvature's trace is {trace:.2f}, {place} the range of generalizing prompts "
-            f"({low:.2f} to {high:.2f}); {features['flat_share']:.0%} of the directions are flat."
-        )
-    sentences.append(
-        f"From this, {recurrence:.0%} of {calibration.definition_samples} samples are expected to recur."
-        if definition_samples == calibration.definition_samples
-        else f"From this, {recurrence:.0%} of {calibration.definition_samples} samples are expected to recur; the "
-        f"fractions are carried over to {definition_samples} samples."
-    )
+    for one in measured:
+        if one.name in _SAID and one.ordinary is not None:
+            low, high = one.ordinary
+            place = "above" if one.value > high else "below" if one.value < low else "within"
+            sentences.append(
+                f"{_SAID[one.name]} {one.value:.2f}, {place} the range of ordinary prompts ({low:.2f} to {high:.2f})."
+            )
+    sentences.append(f"From this, {1 - posterior.means[2]:.0%} of {definition_samples} samples are expected to recur.")
     if not fits:
         sentences.append(
             "No calibration of this checkpoint with these sampler settings: thresholds and estimates are rough."

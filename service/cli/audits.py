@@ -14,11 +14,14 @@ import typer
 from audit.errors import AuditError, InvalidInput, NotFound
 from audit.progress import progress_bar
 from audit.v1 import audit_pb2, report_pb2
+from service.chunks import chunks
 from service.cli import options
 from service.cli.console import FAILED, messages, print_error, results
 
 #: Threads that keep audits in flight, whatever a server allows.
 MAX_IN_FLIGHT = 32
+#: Prompts in one call that screens.
+SCREENED_AT_ONCE = 64
 
 
 class Source(Protocol):
@@ -28,6 +31,10 @@ class Source(Protocol):
         self, request: audit_pb2.AuditRequest, on_progress: Callable[[audit_pb2.Progress], None] | None = None
     ) -> report_pb2.Report:
         """Audit one prompt."""
+        ...
+
+    def screen(self, request: audit_pb2.ScreenRequest) -> audit_pb2.ScreenResponse:
+        """Screen prompts."""
         ...
 
     def close(self) -> None:
@@ -56,8 +63,11 @@ def audit(
         str,
         typer.Option(metavar="NAME|FOLDER", help="A server's reference set by name; with --local a folder, or demo."),
     ] = "",
+    depth: Annotated[
+        options.Depth, typer.Option(help="full; or screen: a few evaluations a prompt on pure noise, and no image.")
+    ] = options.Depth.FULL,
     output: Annotated[
-        options.Format, typer.Option("--format", help="A table, or JSON: one report a line.")
+        options.Format, typer.Option("--format", help="A table, or JSON: one report, or screened prompt, a line.")
     ] = options.Format.TABLE,
     image: Annotated[
         Path | None,
@@ -71,6 +81,7 @@ def audit(
     eta: options.Eta = None,
     seed: options.Seed = None,
     seeds: options.Seeds = None,
+    minimum_seeds: options.MinimumSeeds = None,
     definition_samples: options.DefinitionSamples = None,
     curvature: options.Curvature = "",
     device: Annotated[str, typer.Option(help="With --local: where the weights go, such as cuda.")] = "",
@@ -84,6 +95,8 @@ def audit(
     Sampler settings and budget that are not given are the checkpoint's and the server's own.
     """
     flags = locals()
+    if depth is options.Depth.SCREEN and (reference or image is not None):
+        raise InvalidInput("a screen compares nothing and draws nothing", reason="FLAGS_CONFLICT", field="depth")
     subject = {"checkpoint": checkpoint, "reference": reference, "include_images": image is not None}
     requests = [options.requested(flags, prompt=text, **subject) for text in collect_prompts(prompt or [], prompts)]
     if image is not None:
@@ -100,6 +113,10 @@ def audit(
         if device or dtype:
             raise InvalidInput("--device and --dtype need --local", reason="FLAGS_CONFLICT", field="device")
         source, in_flight = open_server(server or options.DEFAULT_SERVER, timeout, len(requests))
+    if depth is options.Depth.SCREEN:
+        with closing(source):
+            screen(source, requests, output)
+        return
     reports, complete = [], True
     try:
         with closing(run(source, requests, in_flight)) as finished:
@@ -126,6 +143,32 @@ def audit(
         write_contact_sheet(reports, image)
     if not complete:
         raise typer.Exit(FAILED)
+
+
+def screen(source: Source, requests: Sequence[audit_pb2.AuditRequest], output: options.Format) -> None:
+    """Screen the prompts of requests that are otherwise the same, and print what was found."""
+    from google.protobuf.json_format import MessageToJson
+
+    from service.cli.tables import print_screened
+
+    first, found = requests[0], []
+    samples = first.budget.definition_samples if first.budget.HasField("definition_samples") else None
+    for some in chunks(requests, SCREENED_AT_ONCE):
+        found.append(
+            source.screen(
+                audit_pb2.ScreenRequest(
+                    prompts=[request.prompt for request in some],
+                    checkpoint=first.checkpoint,
+                    sampler=first.sampler,
+                    definition_samples=samples,
+                )
+            )
+        )
+        if output is options.Format.JSON:
+            for result in found[-1].results:
+                print(MessageToJson(result, preserving_proto_field_name=True, indent=None), flush=True)
+    if output is options.Format.TABLE:
+        print_screened(results(), found)
 
 
 def collect_prompts(given: Sequence[str], file: str) -> list[str]:

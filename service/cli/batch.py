@@ -51,6 +51,7 @@ def run(
     eta: options.Eta = None,
     seed: options.Seed = None,
     seeds: options.Seeds = None,
+    minimum_seeds: options.MinimumSeeds = None,
     definition_samples: options.DefinitionSamples = None,
     curvature: options.Curvature = "",
     device: Annotated[str, typer.Option(help="Where the weights go, such as cuda.")] = "cpu",

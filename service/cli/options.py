@@ -75,7 +75,10 @@ NegativePrompt = Annotated[
 Size = Annotated[str, typer.Option(rich_help_panel=SAMPLER, metavar="N|HxW", help="Of the images, in pixels.")]
 Eta = Annotated[float | None, typer.Option(rich_help_panel=SAMPLER, callback=finite, help="Stochasticity of DDIM.")]
 Seed = Annotated[int | None, typer.Option(rich_help_panel=BUDGET, help="The first of the consecutive noise seeds.")]
-Seeds = Annotated[int | None, typer.Option(rich_help_panel=BUDGET, help="Noise seeds drawn per prompt.")]
+Seeds = Annotated[int | None, typer.Option(rich_help_panel=BUDGET, help="Noise seeds drawn per prompt at most.")]
+MinimumSeeds = Annotated[
+    int | None, typer.Option(rich_help_panel=BUDGET, help="Noise seeds drawn per prompt at least.")
+]
 DefinitionSamples = Annotated[
     int | None, typer.Option(rich_help_panel=BUDGET, help="Fractions are those expected among so many samples.")
 ]
@@ -109,6 +112,13 @@ RayGpus = Annotated[
 PicturesKept = Annotated[Pictures, typer.Option(help="Which results keep their images.")]
 
 
+class Depth(StrEnum):
+    """What `--depth` may be."""
+
+    SCREEN = "screen"
+    FULL = "full"
+
+
 class Format(StrEnum):
     """What `--format` may be."""
 
@@ -130,7 +140,7 @@ def requested(flags: Mapping[str, Any], **subject: Any) -> audit_pb2.AuditReques
     request = audit_pb2.AuditRequest()
     sampler = {name: flags[name] for name in ("scheduler", "steps", "guidance", "negative_prompt", "eta")}
     sampler |= {"height": sides and sides[0], "width": sides and sides[1]}
-    budget = {name: flags[name] for name in ("seeds", "definition_samples", "curvature")}
+    budget = {name: flags[name] for name in ("seeds", "minimum_seeds", "definition_samples", "curvature")}
     for message, values in (
         (request, subject), (request.sampler, sampler), (request.budget, budget | {"first_seed": flags["seed"]}),
     ):  # fmt: skip

@@ -57,6 +57,7 @@ def submit(
     eta: options.Eta = None,
     seed: options.Seed = None,
     seeds: options.Seeds = None,
+    minimum_seeds: options.MinimumSeeds = None,
     definition_samples: options.DefinitionSamples = None,
     curvature: options.Curvature = "",
 ) -> None:

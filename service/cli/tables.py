@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from audit.v1 import report_pb2
+from audit.v1 import audit_pb2, report_pb2
 from service.cli.console import MARKS
 from service.reports import confidence
 
@@ -54,6 +54,26 @@ def print_reports(
         for report in reports:
             console.print(Text(report.prompt, style="bold"))
             print_reasons(console, report)
+
+
+def print_screened(console: Console, found: Sequence[audit_pb2.ScreenResponse]) -> None:
+    """Print a row per screened prompt, and below what the flag means."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), expand=False)
+    table.add_column("prompt", ratio=1, min_width=12)
+    for name in ("flagged", "recurring", *MARKS):
+        table.add_column(name, justify="right")
+    for response in found:
+        for result in response.results:
+            values = (result.recurring_probability, *(getattr(result.probabilities, name) for name in MARKS))
+            flagged = Text("yes", style="bold") if result.flagged else Text("no")
+            table.add_row(Text(result.prompt), flagged, *(f"{value:.2f}" for value in values))
+    console.print(table)
+    first = found[0]
+    console.print(
+        f"Flagged: recurring with a probability over {first.threshold:.2f}, which at most "
+        f"{first.false_positive_rate:.0%} of ordinary prompts are."
+        + ("" if first.calibration.fits else " No calibration of this checkpoint with this sampler: rough.")
+    )
 
 
 def print_reasons(console: Console, report: report_pb2.Report) -> None:

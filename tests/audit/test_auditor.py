@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from audit import demo
-from audit.auditor import MAX_DENSE_DIMENSION, Auditor, Budget, Progress
+from audit.auditor import MAX_DENSE_DIMENSION, Auditor
+from audit.budget import Budget
 from audit.errors import BrokenCheckpoint, InvalidInput, Stopped
 from audit.evidence.curvature import CurvatureSettings
 from audit.model.batching import BatchingDenoiser
@@ -23,6 +24,7 @@ from audit.model.denoiser import Condition, MeteredDenoiser
 from audit.model.sampling import SCHEDULERS
 from audit.report import Report
 from audit.verdict.rule import CLASSES, PhaseClass
+from audit.work import Progress
 
 PROMPT = demo.prompts()[0]
 SMALL = Budget(seeds=4, curvature=CurvatureSettings(samples=2, probes=1, steps=2))

@@ -12,7 +12,8 @@ import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from audit import demo
-from audit.auditor import Auditor, Budget
+from audit.auditor import Auditor
+from audit.budget import Budget
 from audit.v1 import audit_pb2
 from service.client import BasinClient
 from tests.benchmarks.common import (

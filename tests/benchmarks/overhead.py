@@ -7,7 +7,8 @@ import math
 import numpy as np
 
 from audit import demo
-from audit.auditor import Auditor, Budget
+from audit.auditor import Auditor
+from audit.budget import Budget
 from tests.benchmarks.common import checkpoint, forward_seconds, markdown, reference, truth
 
 AUDITS = 12

@@ -9,7 +9,8 @@ import grpc
 import numpy as np
 
 from audit import demo
-from audit.auditor import Auditor, Budget
+from audit.auditor import Auditor
+from audit.budget import Budget
 from audit.v1 import audit_pb2
 from service.metrics import STAGES, Metrics
 from service.server import METHODS

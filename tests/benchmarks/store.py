@@ -13,7 +13,8 @@ import numpy as np
 from sqlalchemy import insert
 
 from audit import demo
-from audit.auditor import Auditor, Budget
+from audit.auditor import Auditor
+from audit.budget import Budget
 from audit.evidence.curvature import CurvatureSettings
 from audit.v1 import report_pb2
 from service import wire

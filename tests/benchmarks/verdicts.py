@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from audit import demo
-from audit.auditor import Auditor, Budget
+from audit.auditor import Auditor
 from audit.bench.scores import bootstrap_auc
 from audit.bench.text_control import text_only_auc
 from audit.bench.truth import TruthRow
+from audit.budget import Budget
 from audit.progress import progress_bar
 from audit.report import Report
 from audit.verdict.calibration import Calibration, recurrence_features

@@ -83,8 +83,14 @@ class Client:
         )
 
 
+#: Denoiser evaluations of `small`: 8 on pure noise, 2 samples of 2 steps, and 4 at each for the smoothed trace.
+SMALL = 20
+#: And of `endless`: 64 samples of 900 steps, the smoothed trace at 8 of them.
+ENDLESS = 8 + 64 * 900 + 32
+
+
 def small(prompt: str, **fields: Any) -> audit_pb2.AuditRequest:
-    """A request that costs 4 evaluations."""
+    """A request that costs `SMALL` evaluations."""
     request = audit_pb2.AuditRequest(
         prompt=prompt,
         checkpoint="demo",
@@ -97,7 +103,7 @@ def small(prompt: str, **fields: Any) -> audit_pb2.AuditRequest:
 
 def endless(prompt: str, checkpoint: str = "demo", **fields: Any) -> audit_pb2.AuditRequest:
     """A request that takes far longer than its test, which has to cancel it."""
-    budget = audit_pb2.BudgetOptions(seeds=64, curvature="off")
+    budget = audit_pb2.BudgetOptions(seeds=64, minimum_seeds=64, curvature="off")
     sampler = audit_pb2.SamplerOptions(steps=900, guidance=1.0)
     return audit_pb2.AuditRequest(prompt=prompt, checkpoint=checkpoint, budget=budget, sampler=sampler, **fields)
 

@@ -13,9 +13,9 @@ from google.rpc import code_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audit.auditor import Budget
 from audit.batch.discovery import Answer, Outcome
 from audit.batch.tasks import Subject
+from audit.budget import Budget
 from audit.errors import InvalidInput
 from audit.evidence.curvature import CurvatureSettings
 from audit.model.sampling import SamplerSettings

@@ -120,7 +120,7 @@ def test_metrics_off(write: Any, off: str) -> None:
         ("prompts: {a b: /x}", "'a b' must be"),
         ("prompts: {ordinary: /x}", "the name 'ordinary' belongs to a shipped prompt set"),
         ("demo: false", "there is no checkpoint to serve"),
-        ("budget: {seeds: 1}", "budget.seeds: "),
+        ("budget: {seeds: 0}", "budget.seeds: "),
         ("limits: {seeds: 4}", "limits.seeds only 4"),
         ("batches: {lease_seconds: 0}", "batches.lease_seconds: "),
         ("batches: {colour: 1}", "there is no setting batches.colour"),

@@ -16,8 +16,9 @@ import pytest
 from sqlalchemy import select
 
 from audit import demo
-from audit.auditor import Auditor, Budget
+from audit.auditor import Auditor
 from audit.batch.tasks import Subject
+from audit.budget import Budget
 from audit.evidence.curvature import CurvatureSettings
 from audit.report import Report
 from audit.v1 import report_pb2

@@ -9,13 +9,23 @@ import grpc
 import pytest
 
 from audit.v1 import audit_pb2
-from tests.service.helpers import Client, endless, eventually, failure, failure_of, small, until_sampling
+from tests.service.helpers import (
+    ENDLESS,
+    SMALL,
+    Client,
+    endless,
+    eventually,
+    failure,
+    failure_of,
+    small,
+    until_sampling,
+)
 
 
 @pytest.fixture(scope="module")
 def narrow(launch: Callable[..., Client]) -> Client:
     """A server that works on one audit at a time, and has room for two long ones."""
-    return launch(concurrent_audits=1, queue_evaluations=2 * 57_600)
+    return launch(concurrent_audits=1, queue_evaluations=2 * ENDLESS)
 
 
 def test_full_queue_refuses_at_once(narrow: Client, prompts: list[str]) -> None:
@@ -25,9 +35,9 @@ def test_full_queue_refuses_at_once(narrow: Client, prompts: list[str]) -> None:
     waiting = narrow.stream(endless(prompts[1]))
     first = next(waiting).progress
     assert (first.stage, first.queue_position, first.evaluations) == ("queued", 0, 0)
-    assert first.planned_evaluations == 57_600
+    assert first.planned_evaluations == ENDLESS
     assert narrow.metric("basin_queue_depth") == narrow.metric("basin_audits_in_flight") == 1
-    assert narrow.metric("basin_queue_evaluations") == narrow.metric("basin_queue_evaluations_limit") == 2 * 57_600
+    assert narrow.metric("basin_queue_evaluations") == narrow.metric("basin_queue_evaluations_limit") == 2 * ENDLESS
     for refused in (
         failure(lambda: narrow.audits.Audit(small(prompts[2]))),
         failure(lambda: list(narrow.stream(small(prompts[2])))),
@@ -153,4 +163,4 @@ def test_request_id_of_a_stopped_audit_starts_anew(client: Client, prompts: list
         list(call)
     assert failure_of(cancelled.value).code is grpc.StatusCode.CANCELLED
     eventually(lambda: client.metric("basin_audits_in_flight") == 0)
-    assert client.audit(request).cost.evaluations == 4
+    assert client.audit(request).cost.evaluations == SMALL

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from audit import demo
-from audit.auditor import Auditor, Budget
+from audit.auditor import Auditor
 from audit.batch.tasks import Subject
+from audit.budget import Budget
 from audit.errors import AuditError, InvalidInput, NotFound
 from service.local import open_checkpoint, open_reference
 from service.runners import RayOptions, Source, find_runner, run_copy, run_here

@@ -12,7 +12,8 @@ import pytest
 from google.protobuf.json_format import Parse
 from PIL import Image
 
-from audit.auditor import Auditor, Budget
+from audit.auditor import Auditor
+from audit.budget import Budget
 from audit.demo import CHECKPOINT, REFERENCE, calibration
 from audit.errors import InvalidInput
 from audit.evidence.curvature import CurvatureSettings
@@ -28,7 +29,7 @@ from service.reports import report_to_json
 def report(prompts: list[str]) -> Report:
     """A small audit with everything in it."""
     auditor = Auditor(load_checkpoint(CHECKPOINT, name="demo"), ReferenceSet.load(REFERENCE), calibration())
-    budget = Budget(seeds=3, first_seed=2, curvature=CurvatureSettings(samples=1, probes=1, steps=2))
+    budget = Budget(seeds=3, first_seed=2, curvature=CurvatureSettings(samples=1, probes=1, steps=2, baseline=True))
     sampler = auditor.resolve_sampler(steps=2, scheduler="euler", guidance=1.5, negative_prompt="grey")
     return auditor.audit(prompts[0], budget=budget, sampler=sampler, include_images=True)
 
@@ -61,23 +62,33 @@ def test_numbers_arrive(report: Report) -> None:
     assert report_pb2.Verdict.Name(message.verdict) == report.decision.verdict
     assert message.fractions.spurious.upper == report.decision.fractions[1].upper
     assert [sample.seed for sample in message.samples] == [2, 3, 4]
-    assert report.neighbors is not None
-    assert message.samples[1].nearest_reference.distance == report.neighbors.distance[1]
-    assert message.samples[1].nearest_reference.index == report.neighbors.index[1]
-    assert message.curvature[1].prompt.trace == report.curvature[1].prompt.trace
-    assert list(message.curvature[0].prompt.top) == list(report.curvature[0].prompt.top)
-    for mode, own in zip(message.stability.modes, report.stability.modes, strict=True):
-        assert list(mode.seeds) == [report.seeds[member] for member in own.members]
+    assert report.evidence.neighbors is not None
+    assert message.samples[1].nearest_reference.distance == report.evidence.neighbors.distance[1]
+    assert message.samples[1].nearest_reference.index == report.evidence.neighbors.index[1]
+    assert message.curvature[1].prompt.trace == report.evidence.curvature[1].prompt.trace
+    assert list(message.curvature[0].prompt.top) == list(report.evidence.curvature[0].prompt.top)
+    for mode, seen in zip(message.stability.modes, report.evidence.stability.modes, strict=True):
+        assert list(mode.seeds) == [report.seeds[member] for member in seen.members]
     assert message.subject.sampler.scheduler == "EulerDiscreteScheduler"
     assert message.subject.sampler.negative_prompt == "grey"
-    assert message.cost.evaluations == message.cost.sampling_evaluations + message.cost.curvature_evaluations
+    cost = message.cost
+    assert cost.evaluations == cost.screening_evaluations + cost.sampling_evaluations + cost.curvature_evaluations
+    assert cost.screening_evaluations == 8
+    for one, own in zip(message.measurements, report.decision.measurements, strict=True):
+        assert (one.name, one.value) == (own.name, own.value)
+        assert one.HasField("ordinary_lower") == one.HasField("ordinary_upper") == (own.ordinary is not None)
+        assert own.ordinary in (None, (one.ordinary_lower, one.ordinary_upper))
+    assert {one.name for one in message.measurements} == {
+        "contrast_early", "contrast_late", "trace_near", "trace_far", "closeness", "meeting",
+    }  # fmt: skip
     assert message.provenance.finish_time.ToDatetime(report.finished.tzinfo) == report.finished
 
 
 def test_json(report: Report) -> None:
     """One line, the verdict as a word, NaN and infinity as the mapping has them, and the way back."""
-    lonely = replace(report.stability, nearest_sample_distance=np.full(3, np.inf), meeting_rate=math.nan)
-    message = wire.report_to_proto(replace(report, stability=lonely))
+    seen = report.evidence
+    lonely = replace(seen.stability, nearest_sample_distance=np.full(3, np.inf), meeting_rate=math.nan)
+    message = wire.report_to_proto(replace(report, evidence=replace(seen, stability=lonely)))
     line = report_to_json(message)
     content = json.loads(line)
     assert "\n" not in line
@@ -93,7 +104,8 @@ def test_json(report: Report) -> None:
 
 def test_report_without_reference_or_curvature(report: Report) -> None:
     """What was not measured is absent, not zero."""
-    message = wire.report_to_proto(replace(report, reference=None, neighbors=None, curvature=(), images=None))
+    bare = replace(report.evidence, neighbors=None, curvature=())
+    message = wire.report_to_proto(replace(report, reference=None, evidence=bare, images=None))
     assert not message.curvature
     assert not message.subject.reference
     assert not message.subject.embedder_digest
@@ -118,7 +130,8 @@ def test_pictures_are_small(shape: tuple[int, int, int], size: tuple[int, int]) 
 
 def test_many_images_are_smaller(report: Report) -> None:
     """The pictures of a report stay bounded, however many samples it has."""
-    assert report.neighbors is not None
+    seen = report.evidence
+    assert seen.neighbors is not None
     noise = np.random.default_rng(0).integers(0, 256, (1, 200, 200, 1), dtype=np.uint8)
     few = replace(report, images=np.repeat(noise, 3, axis=0))
     assert wire.report_to_proto(few).samples[0].image.width == 200
@@ -128,20 +141,23 @@ def test_many_images_are_smaller(report: Report) -> None:
         few,
         seeds=tuple(range(count)),
         images=np.repeat(noise, count, axis=0),
-        neighbors=replace(
-            report.neighbors,
-            index=np.full(count, report.neighbors.index[0]),
-            distance=np.zeros(count),
-            original_distance=np.zeros(count),
-            clip_index=None,
-            clip_similarity=None,
-        ),
-        stability=replace(
-            report.stability,
-            nearest_sample=indices,
-            nearest_sample_distance=np.zeros(count),
-            modes=report.stability.modes[:1],
-            mode_of=indices,
+        evidence=replace(
+            seen,
+            neighbors=replace(
+                seen.neighbors,
+                index=np.full(count, seen.neighbors.index[0]),
+                distance=np.zeros(count),
+                original_distance=np.zeros(count),
+                clip_index=None,
+                clip_similarity=None,
+            ),
+            stability=replace(
+                seen.stability,
+                nearest_sample=indices,
+                nearest_sample_distance=np.zeros(count),
+                modes=seen.stability.modes[:1],
+                mode_of=indices,
+            ),
         ),
         decision=replace(report.decision, sample_classes=(0,) * count),
     )

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from audit import demo
-from audit.auditor import Auditor, Budget
+from audit.auditor import Auditor
 from audit.batch.local import LocalWorkers
 from audit.batch.runner import run_tasks
 from audit.batch.tasks import Subject, Task
+from audit.budget import Budget
 from audit.demo import prompts
 from audit.errors import Stopped, WorkerLost
 from audit.evidence.curvature import CurvatureSettings

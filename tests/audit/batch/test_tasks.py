@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from audit import demo
-from audit.auditor import Auditor, Budget
+from audit.auditor import Auditor
 from audit.batch import tasks
 from audit.batch.tasks import Subject
+from audit.budget import Budget
 from audit.errors import InvalidInput
 from audit.evidence.curvature import CurvatureSettings
 from audit.limits import MAX_SEED, MAX_SEEDS

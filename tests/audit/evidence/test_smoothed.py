@@ -73,3 +73,11 @@ def test_it_costs_two_evaluations_however_rows_are_split(rows: int) -> None:
     whole = measure_smoothed_trace(exact, points[3:], exact.condition(0), LEVELS, range(13, 15))
     np.testing.assert_allclose(found.values[3:], whole.values, rtol=1e-9)
     assert found.sigmas == pytest.approx(LEVELS, abs=0.01)
+
+
+def test_no_samples_have_no_trace() -> None:
+    """Nothing is measured, and nothing is spent, where there is no sample."""
+    meter = MeteredDenoiser(denoiser(0.2))
+    found = measure_smoothed_trace(meter, torch.zeros(0, 4, 2, 2), {}, LEVELS, [])
+    assert found.values.shape == (0, 3)
+    assert meter.evaluations == 0

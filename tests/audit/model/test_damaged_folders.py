@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audit.auditor import Auditor, Budget
+from audit.auditor import Auditor
+from audit.budget import Budget
 from audit.errors import AuditError
 from audit.evidence.curvature import CurvatureSettings
 from audit.model.loading import load_checkpoint

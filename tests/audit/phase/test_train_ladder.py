@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from audit.auditor import Auditor, Budget
+from audit.auditor import Auditor
 from audit.bench.truth import load_truth
+from audit.budget import Budget
 from audit.model.loading import load_checkpoint
 from audit.phase.data import LabeledImages
 from audit.phase.ladder import Recipe, Rung

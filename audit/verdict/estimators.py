@@ -1,0 +1,116 @@
+"""From features to shares: how much of what a prompt gives recurs, and how much of that is copied.
+
+The estimators ship with Basin and are the same for every checkpoint, because features are free of its scale. They were
+fitted by `basin bench fit` to the truth of the tuning ladders (see `audit.bench.fitting`), and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, model_validator
+
+from audit.verdict.features import CONTRASTS, MEETINGS, TRACES
+
+FILE = Path(__file__).with_name("estimators.json")
+FEATURES = (*CONTRASTS, *TRACES, *MEETINGS)
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ShareEstimator(_Model):
+    """Logistic regression of a share on features.
+
+    The prediction r̂ = 1/(1 + exp(−(b + Σ w_i (f_i − μ_i)/s_i))) is the mean of a Beta(κr̂, κ(1 − r̂)) distribution.
+
+    Attributes:
+        features: names, of `FEATURES`.
+        center: μ, per feature.
+        spread: s, per feature.
+        weights: w, per feature, never negative: every feature rises with recall.
+        intercept: b.
+        concentration: κ, how far prompts scatter around the prediction.
+    """
+
+    features: tuple[str, ...]
+    center: tuple[float, ...]
+    spread: tuple[float, ...]
+    weights: tuple[float, ...]
+    intercept: float
+    concentration: float
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        columns = (self.center, self.spread, self.weights)
+        if any(len(column) != len(self.features) for column in columns) or set(self.features) - set(FEATURES):
+            raise ValueError("one center, spread and weight for each feature, of known features")
+        numbers = np.asarray([*self.center, *self.spread, *self.weights, self.intercept, self.concentration])
+        if not np.isfinite(numbers).all() or min(*self.spread, self.concentration, 1.0) <= 0:
+            raise ValueError("every number is finite, spreads and concentration are positive")
+        if min(self.weights, default=0.0) < 0:
+            raise ValueError("weights are not negative")
+        return self
+
+    def predict(self, features: Mapping[str, float]) -> float:
+        """r̂ in (0, 1)."""
+        values = np.asarray([features[name] for name in self.features])
+        logit = self.intercept + float(((values - self.center) / self.spread) @ np.asarray(self.weights))
+        return 1.0 / (1.0 + math.exp(-min(max(logit, -30.0), 30.0)))
+
+
+class Look(_Model):
+    """What a prompt's evidence is worth after so many seeds.
+
+    Attributes:
+        seeds: samples seen; 0 for the screen alone.
+        recurring: share of the N samples that recur, copies counted in.
+        copied: share of those that are copies.
+    """
+
+    seeds: NonNegativeInt
+    recurring: ShareEstimator
+    copied: ShareEstimator
+
+
+class Estimators(_Model):
+    """Estimators of every look.
+
+    Attributes:
+        looks: by seeds, ascending, the screen first.
+        definition_samples: N of the truth that they were fitted to.
+        source: in words, what they were fitted to.
+    """
+
+    looks: tuple[Look, ...]
+    definition_samples: int
+    source: str
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        seeds = [look.seeds for look in self.looks]
+        if not seeds or seeds[0] != 0 or seeds != sorted(set(seeds)):
+            raise ValueError("looks are in the order of their seeds, and the first is the screen")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, as "sha256:…", of the content."""
+        return f"sha256:{hashlib.sha256(self.model_dump_json().encode()).hexdigest()}"
+
+    def look(self, seeds: int) -> Look:
+        """The one of the most seeds that are not more than these: what more seeds would be worth is not known."""
+        return max((look for look in self.looks if look.seeds <= seeds), key=lambda look: look.seeds)
+
+
+@cache
+def shipped() -> Estimators:
+    """The estimators that come with Basin."""
+    return Estimators.model_validate_json(FILE.read_text())

@@ -1,0 +1,146 @@
+"""From features to shares: the formula, looks, files, and the estimators that ship."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from audit.bench.fitting import LOOKS, names_of
+from audit.verdict.estimators import FEATURES, FILE, Estimators, ShareEstimator, shipped
+from audit.verdict.features import CONTRASTS, MEETINGS, TRACES
+from audit.verdict.rule import DEFINITION_SAMPLES
+from tests.audit.verdict.evidence_made import constant, estimators
+
+#: Every feature, bounded as `normalise` and `meetings` bound them.
+VALUES = st.fixed_dictionaries(dict.fromkeys(FEATURES, st.floats(-20, 20)))
+
+
+def every(made: Estimators) -> list[ShareEstimator]:
+    """All that predict."""
+    return [one for look in made.looks for one in (look.recurring, look.copied)]
+
+
+def test_predictions_follow_the_formula() -> None:
+    """r̂ = 1/(1 + exp(−(b + Σ w (f − μ)/s))), and features that are not its own do not matter."""
+    made = ShareEstimator(
+        features=("closeness", "trace_far"), center=(1.0, 0.2), spread=(2.0, 0.5), weights=(0.5, 2.0), intercept=-0.3,
+        concentration=7.0,
+    )  # fmt: skip
+    logit = -0.3 + 0.5 * (2.0 - 1.0) / 2.0 + 2.0 * (0.9 - 0.2) / 0.5
+    found = made.predict({"closeness": 2.0, "trace_far": 0.9, "meeting": 5.0})
+    assert found == pytest.approx(1 / (1 + math.exp(-logit)))
+    assert constant(0.3, 1.0).predict({}) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("made", [estimators, shipped])
+@given(values=VALUES, name=st.sampled_from(FEATURES), more=st.floats(0, 20))
+def test_predictions_are_shares_and_rise_with_every_feature(
+    made: Callable[[], Estimators], values: dict[str, float], name: str, more: float
+) -> None:
+    """In (0, 1), and never less for more of anything."""
+    for one in every(made()):
+        before, after = one.predict(values), one.predict(values | {name: values[name] + more})
+        assert 0 < before <= after < 1
+
+
+@given(
+    looks=st.sets(st.integers(1, 200), max_size=6).map(lambda found: sorted({0, *found})), seeds=st.integers(0, 1100)
+)
+def test_a_look_is_the_last_that_was_reached(looks: list[int], seeds: int) -> None:
+    """The one of the most seeds that are not more than those drawn."""
+    one = constant(0.5, 1.0)
+    made = Estimators.model_validate(
+        {
+            "looks": [{"seeds": at, "recurring": one, "copied": one} for at in looks],
+            "definition_samples": 512,
+            "source": "",
+        }
+    )
+    found = made.look(seeds).seeds
+    assert found in looks
+    assert found <= seeds
+    assert not [at for at in looks if found < at <= seeds]
+
+
+def _first(content: dict[str, Any], **changes: object) -> dict[str, Any]:
+    """With another first estimator, of two features."""
+    looks = json.loads(json.dumps(content["looks"]))
+    looks[0]["recurring"] |= changes
+    return {**content, "looks": looks}
+
+
+def _without(content: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda c: [],
+        lambda c: _without(c, "looks"),
+        lambda c: _without(c, "source"),
+        lambda c: {**c, "unknown": 1},
+        lambda c: {**c, "looks": []},
+        lambda c: {**c, "looks": c["looks"][1:]},
+        lambda c: {**c, "looks": c["looks"][::-1]},
+        lambda c: {**c, "looks": [c["looks"][0], c["looks"][2], c["looks"][1]]},
+        lambda c: {**c, "looks": [c["looks"][0], *c["looks"]]},
+        lambda c: {**c, "definition_samples": "many"},
+        lambda c: _first(c, weights=[1.0]),
+        lambda c: _first(c, center=[0.0, 0.0, 0.0]),
+        lambda c: _first(c, weights=[1.0, -0.1]),
+        lambda c: _first(c, weights=[1.0, None]),
+        lambda c: _first(c, spread=[1.0, 0.0]),
+        lambda c: _first(c, spread=[1.0, -1.0]),
+        lambda c: _first(c, features=["contrast_early", "mood"]),
+        lambda c: _first(c, intercept=math.nan),
+        lambda c: _first(c, center=[0.0, math.inf]),
+        lambda c: _first(c, concentration=0.0),
+        lambda c: _first(c, concentration=math.inf),
+    ],
+)
+def test_bad_files_are_refused(damage: Callable[[Any], object]) -> None:
+    """What is incomplete, out of order, of wrong lengths, negative or not finite is no estimator."""
+    content = json.loads(estimators().model_dump_json())
+    assert Estimators.model_validate_json(json.dumps(content)) == estimators()
+    with pytest.raises(ValidationError):
+        Estimators.model_validate_json(json.dumps(damage(content)))
+
+
+def test_digests_tell_estimators_apart() -> None:
+    """The same content has the same digest, any other another."""
+    assert estimators().digest == estimators().digest
+    assert estimators().digest.startswith("sha256:")
+    others = {estimators(11.0).digest, estimators(copied=7.0).digest, shipped().digest, estimators().digest}
+    assert len(others) == 4
+
+
+def test_the_estimators_that_ship_are_whole() -> None:
+    """There is one for every look that an audit may take, of the features that it gives, and no weight is negative."""
+    made = shipped()
+    assert made is shipped()
+    assert made == Estimators.model_validate_json(FILE.read_text())
+    assert tuple(look.seeds for look in made.looks) == LOOKS
+    assert made.definition_samples == DEFINITION_SAMPLES
+    assert made.source
+    for look in made.looks:
+        assert look.recurring.features == look.copied.features == names_of(look.seeds)
+    assert min(weight for one in every(made) for weight in one.weights) >= 0
+
+
+def test_the_estimators_that_ship_tell_recall() -> None:
+    """At every look, ordinary measurements are likelier not to recur, those of an isolated point are likelier to."""
+    ordinary = dict.fromkeys((*CONTRASTS, *TRACES), 0.0) | {"closeness": -0.7, "meeting": math.log(0.5 / 497)}
+    recalled = (
+        dict.fromkeys(CONTRASTS, 15.0) | dict.fromkeys(TRACES, 1.0) | {"closeness": 1.5, "meeting": math.log(0.5)}
+    )
+    assert set(ordinary) == set(recalled) == {*CONTRASTS, *TRACES, *MEETINGS}
+    for look in shipped().looks:
+        assert look.recurring.predict(ordinary) < 0.5 < look.recurring.predict(recalled)
