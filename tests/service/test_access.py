@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,6 +27,7 @@ from service.channel import Identity
 from service.client import BasinClient, ServiceError
 from service.config import ConfigError, load_settings
 from service.config_parts import Quota, QuotaPart
+from service.log import make_logger
 from service.quotas import Quotas
 from service.server import METHODS, start_server
 from service.status import QuotaExceeded
@@ -216,6 +219,23 @@ def test_an_audit_log_that_cannot_be_written_ends_the_start(tmp_path: Path) -> N
     """It would be missed when it is needed."""
     with pytest.raises(ConfigError, match=r"^audit_log: .* cannot be written: No such file"):
         start_server(load_settings(listen="127.0.0.1:0", metrics="off", audit_log=str(tmp_path / "gone" / "audit.log")))
+
+
+def test_an_audit_log_that_cannot_be_written_any_more_fails_no_call(tmp_path: Path, prompts: list[str]) -> None:
+    """The server's log says so; once there is a place for it, it goes on."""
+    log, journal = io.StringIO(), tmp_path / "logs" / "audit.log"
+    journal.parent.mkdir()
+    settings = load_settings(listen="127.0.0.1:0", metrics="off", audit_log=str(journal))
+    with start_server(settings, make_logger("info", "json", log)) as server:
+        assert server.wait_ready(LONG)
+        client = Client.of(server)
+        shutil.rmtree(journal.parent)
+        for _ in range(2):
+            assert client.audit(small(prompts[0])).cost.evaluations == 4
+        assert log.getvalue().count("audit log not written") == 2
+        journal.parent.mkdir()
+        client.audit(small(prompts[0]))
+        assert len(journal.read_text().splitlines()) == 1
 
 
 def test_quotas(launch: Callable[..., Client], tmp_path: Path, prompts: list[str]) -> None:
