@@ -18,7 +18,7 @@ from grpc_status import rpc_status
 
 from audit.errors import AuditError, InvalidInput, Stopped
 from service import audit_log
-from service.access import Access, caller
+from service.access import Access, caller, check_scope
 from service.audit_log import AuditLog
 from service.log import Logger
 from service.metrics import Metrics
@@ -137,7 +137,9 @@ class Calls(grpc.aio.ServerInterceptor):
                         )
 
                     try:
-                        caller.set(self._access.admit(method, metadata.get("authorization"), _certificate(context)))
+                        who = self._access.identify(metadata.get("authorization"), _certificate(context))
+                        caller.set(who)  # before anything is refused: the audit log names whom
+                        check_scope(method, who)
                         if method in ADMIN and not self._admin:
                             raise Closed("this server answers no such calls", reason="ADMIN_CLOSED")
                         if not self.accepting:

@@ -128,8 +128,9 @@ def test_tokens_of_an_identity_provider(
     with as_client(own, signed(key)) as carol:
         carol.audit(small(prompts[0]))
         assert refusal(lambda: list(carol.batches()))[1] == "SCOPE_MISSING"
-    line = json.loads(journal.read_text().splitlines()[0])
+    line, refused = map(json.loads, journal.read_text().splitlines())
     assert (line["client"], line["prompt"], line["code"]) == ("carol", prompts[0], "OK")
+    assert (refused["client"], refused["reason"]) == ("carol", "SCOPE_MISSING")
     with as_client(own, signed(key, scope=["batch"])) as other:
         assert list(other.batches()) == []
     secret = jwks["keys"][0]["x"]
