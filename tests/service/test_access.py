@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +32,7 @@ from service.log import make_logger
 from service.quotas import Quotas
 from service.server import METHODS, start_server
 from service.status import QuotaExceeded
+from tests.service.batch_calls import cancel, create, delete, ended, parts_of, results, spec, upload
 from tests.service.helpers import LONG, SERVING, Client, endless, eventually, failure, small, until_sampling
 
 ISSUER, AUDIENCE = "https://issuer.example", "basin"
@@ -214,6 +216,28 @@ def test_the_audit_log_tells_who_asked_what(launch: Callable[..., Client], tmp_p
     journal.rename(tmp_path / "audit.log.1")
     own.audit(small(prompts[0]))
     assert len(journal.read_text().splitlines()) == 1
+
+
+def test_the_audit_log_tells_which_batch(launch: Callable[..., Client], tmp_path: Path) -> None:
+    """Every call about a batch, the one that took it in too; refused calls have the id that was asked for."""
+    journal = tmp_path / "audit.log"
+    own = launch(audit_log=str(journal), batches={"store": f"sqlite:///{tmp_path}/basin.db"})
+    made = [create(own, ["created"]), upload(own, parts_of(spec(), ["uploaded"]))]
+    for id_ in made:
+        ended(own, id_)
+        results(own, id_)
+        delete(own, id_)
+    failure(lambda: cancel(own, "nope"))
+    told = Counter((line["method"], line["batch"]) for line in map(json.loads, journal.read_text().splitlines()))
+    calls = [
+        "Operations/WaitOperation",
+        *(f"BatchService/{name}" for name in ("GetBatch", "StreamBatchResults", "DeleteBatch")),
+    ]
+    assert told == Counter(
+        [(f"BatchService/{name}Batch", id_) for name, id_ in zip(("Create", "Upload"), made, strict=True)]
+        + [(call, id_) for call in calls for id_ in made]
+        + [("BatchService/CancelBatch", "nope")]
+    )
 
 
 def test_an_audit_log_that_cannot_be_written_ends_the_start(tmp_path: Path) -> None:
