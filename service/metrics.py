@@ -131,7 +131,9 @@ class Metrics:
         self.checkpoints_loaded = gauge("basin_checkpoints_loaded", "Checkpoints in memory.")
         self.checkpoint_loaded = gauge("basin_checkpoint_loaded", "Whether a checkpoint is in memory.", ("checkpoint",))
         self.checkpoint_memory = gauge(
-            "basin_checkpoint_memory_bytes", "Bytes of a loaded checkpoint's weights.", ("checkpoint",)
+            "basin_checkpoint_memory_bytes",
+            "Bytes of a checkpoint's weights, until those of an unloaded one are gone.",
+            ("checkpoint",),
         )
         self.checkpoint_load_seconds = gauge(
             "basin_checkpoint_load_seconds", "Seconds that the last loading of a checkpoint took.", ("checkpoint",)

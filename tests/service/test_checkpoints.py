@@ -210,6 +210,39 @@ def test_the_one_idle_for_longest_makes_room(
     assert "b" in loaded()
 
 
+def test_what_cannot_fit_pushes_nothing_out(launch: Callable[..., Client], folders: dict[str, Path]) -> None:
+    """Where all that is idle would not be room enough, it stays."""
+    size = weights_bytes(demo.CHECKPOINT, torch.float32)
+    small_one = {"folder": folders["copy"], "dtype": "float16", "preload": False}
+    entries = {"small": small_one, "large": {"folder": folders["copy"], "preload": False}}
+    own = launch(checkpoints=entries, demo=False, checkpoint_memory_bytes=int(0.9 * size))
+    _load(own, "small")
+    assert failure(lambda: _load(own, "large")).reason == "CHECKPOINT_MEMORY"
+    assert own.metric("basin_checkpoint_loaded", checkpoint="small") == 1
+    assert own.metric("basin_checkpoint_evictions_total") == 0
+
+
+def test_weights_take_room_until_they_are_gone(
+    launch: Callable[..., Client], folders: dict[str, Path], prompts: list[str]
+) -> None:
+    """A checkpoint that is unloaded while an audit uses it makes room when that has ended, and no sooner."""
+    size = weights_bytes(demo.CHECKPOINT, torch.float32)
+    entries = {name: {"folder": folders["copy"], "preload": False} for name in ("leaving", "next")}
+    own = launch(checkpoints=entries, demo=False, checkpoint_memory_bytes=int(1.5 * size))
+    _load(own, "leaving")
+    call = own.stream(endless(prompts[0], checkpoint="leaving"))
+    until_sampling(call)
+    with ThreadPoolExecutor(1) as callers:
+        unloading = callers.submit(_unload, own, "leaving")
+        eventually(lambda: _listed(own, "leaving").state == checkpoint_pb2.CHECKPOINT_STATE_UNLOADED)
+        assert own.metric("basin_checkpoint_memory_bytes", checkpoint="leaving") == size
+        assert failure(lambda: _load(own, "next")).reason == "CHECKPOINT_MEMORY"
+        call.cancel()
+        unloading.result()
+    assert own.metric("basin_checkpoint_memory_bytes", checkpoint="leaving") == 0
+    assert _load(own, "next").state == checkpoint_pb2.CHECKPOINT_STATE_READY
+
+
 def test_a_size_is_known_before_loading(folders: dict[str, Path]) -> None:
     """From the headers of the files, for any precision; what cannot be read counts nothing."""
     whole = weights_bytes(demo.CHECKPOINT, torch.float32)
