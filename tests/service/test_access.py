@@ -8,6 +8,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from service.quotas import Quotas
 from service.server import METHODS, start_server
 from service.status import QuotaExceeded
 from tests.service.batch_calls import cancel, create, delete, ended, parts_of, results, spec, upload
-from tests.service.helpers import LONG, SERVING, Client, endless, eventually, failure, small, until_sampling
+from tests.service.helpers import LONG, SERVING, Client, endless, eventually, failure, failure_of, small, until_sampling
 
 ISSUER, AUDIENCE = "https://issuer.example", "basin"
 
@@ -280,6 +281,23 @@ def test_quotas(launch: Callable[..., Client], tmp_path: Path, prompts: list[str
         assert refusal(lambda: alice.submit(spec, [batch_pb2.BatchPrompt(prompt="x")]))[1] == "QUOTA_EXCEEDED"
         for _ in range(4):
             bob.audit(small(prompts[0]))
+
+
+def test_a_batch_takes_its_share_once_and_only_where_it_is_taken_in(
+    launch: Callable[..., Client], tmp_path: Path
+) -> None:
+    """One that the store refuses costs nothing; the same again neither; of many at once, no two have the last bit."""
+    quota = {"evaluations_per_second": 0.001, "burst_evaluations": 6}
+    own = launch(quotas={"default": quota}, batches={"store": f"sqlite:///{tmp_path}/basin.db"})
+    how = spec()
+    first = create(own, ["of four evaluations"], how, request_id="mine")
+    assert create(own, ["of four evaluations"], how, request_id="mine") == first
+    assert failure(lambda: create(own, ["another"], request_id="mine")).reason == "REQUEST_ID_REUSED"
+    with ThreadPoolExecutor(4) as callers:
+        calls = [callers.submit(create, own, [f"the rest {number}"]) for number in range(4)]
+    refused = [failure_of(error) for call in calls if isinstance(error := call.exception(), grpc.RpcError)]
+    assert [one.reason for one in refused] == 3 * ["QUOTA_EXCEEDED"]
+    assert all(one.code is grpc.StatusCode.RESOURCE_EXHAUSTED and one.retry_seconds for one in refused)
 
 
 def test_what_was_not_done_is_given_back(launch: Callable[..., Client], prompts: list[str]) -> None:
