@@ -137,8 +137,6 @@ class BatchWork:
         """Do what can be done of a batch now."""
         try:
             settings = BatchSettings.read(batch.settings)
-            if settings.in_run_folder:
-                return
             await self._call(partial(self._queue.recover, batch.id))
             waits = []
             for name in settings.subjects:

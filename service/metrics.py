@@ -161,7 +161,9 @@ class Metrics:
             "basin_store_errors_total", "Times that the store of batches could not do its work."
         )
         self.batches = gauge("basin_batches", "Batches in the store, by state.", ("state",))
-        self.batch_items = gauge("basin_batch_items", "Items of running batches in the store, by state.", ("state",))
+        self.batch_items = gauge(
+            "basin_batch_items", "Items of the running batches that servers work on, by state.", ("state",)
+        )
         self.batch_audits = counter(
             "basin_batch_audits_total",
             "Audits of batches that this server finished, or that failed.",

@@ -21,6 +21,7 @@ from audit import demo
 from audit.auditor import Auditor
 from audit.errors import InvalidInput
 from audit.v1 import batch_pb2
+from service import upkeep
 from service.config import ConfigError, load_settings
 from service.local_batch import LocalBatch, Wanted
 from service.log import make_logger
@@ -179,18 +180,22 @@ def test_what_is_wrong_with_a_server_is_for_its_log(tmp_path: Path, monkeypatch:
     assert log.getvalue().count("RuntimeError: /models/secret is upside down") == 3
 
 
-def test_run_folders_on_the_same_store_are_left_alone(tmp_path: Path) -> None:
-    """The process that owns the folder does the work, and says so when somebody ends it."""
+def test_run_folders_on_the_same_store_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that owns the folder does the work, and says so when somebody ends it; no server counts it as its."""
+    monkeypatch.setattr(upkeep, "WATCH_SECONDS", 0.1)
     store = f"sqlite:///{tmp_path}/basin.db"
     (tmp_path / "prompts.txt").write_text("one\ntwo\nthree\n")
     how = spec()
     wanted = Wanted(("demo",), tmp_path / "prompts.txt", "", how.sampler, how.budget)
     with closing(LocalBatch(wanted, tmp_path / "run", store)) as own:
-        settings = load_settings(listen="127.0.0.1:0", metrics="off", demo=True, batches={"store": store})
-        with start_server(settings) as server:
+        free = {"listen": "127.0.0.1:0", "metrics": "127.0.0.1:0"}
+        with start_server(load_settings(**free, demo=True, batches={"store": store})) as server:
             assert server.wait_ready(LONG)
             client = Client.of(server)
             assert ended(client, create(client, ["of the server"])).progress.state == DONE
+            eventually(lambda: client.metric("basin_batch_last_success_timestamp_seconds"))
+            assert client.metric("basin_batches", state="running") == 1
+            assert client.metric("basin_batch_items", state="pending") == 0
             assert own.store.counts(own.batch.id).open == 3
             with pytest.raises(InvalidInput, match="cancelled or deleted meanwhile"):
                 own.run(lambda: cancel(client, own.batch.id))
