@@ -7,7 +7,7 @@ import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -80,9 +80,10 @@ class Calls(grpc.aio.ServerInterceptor):
         self._idle = asyncio.Event()
         self._idle.set()
 
-    async def wait_idle(self) -> None:
-        """Until no call is in flight."""
-        await self._idle.wait()
+    async def wait_idle(self, seconds: float) -> None:
+        """Until no call is in flight, for so long at most."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), seconds)
 
     async def intercept_service(
         self,

@@ -223,13 +223,12 @@ class Server:
         self._metrics.draining.set(1)
         self._refresh()
         self._logger.info("draining", seconds=seconds)
-        await asyncio.gather(self._audits.drain(seconds), self._batches.pause())
+        await asyncio.gather(self._audits.drain(seconds), self._batches.pause(), self._calls.wait_idle(seconds))
 
     async def stop(self) -> None:
         """Take everything down, draining what is left without grace."""
         await self.drain(0)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._calls.wait_idle(), FLUSH_SECONDS)
+        await self._calls.wait_idle(FLUSH_SECONDS)
         await self._unbind(FLUSH_SECONDS)
         for task in list(self._tasks):
             task.cancel()
@@ -283,7 +282,7 @@ class Server:
 async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT.
 
-    Audits in flight may then finish within the grace period; a second signal stops them.
+    Calls in flight may then finish within the grace period; a second signal stops them.
 
     Raises:
         ConfigError: a port cannot be bound.
@@ -353,7 +352,7 @@ class RunningServer:
         return self._settled.wait(timeout) and self._server.ready
 
     def stop(self, grace: float = 0.0) -> None:
-        """Take the server down; audits in flight have `grace` seconds to finish."""
+        """Take the server down; calls in flight have `grace` seconds to finish."""
         if self._thread.is_alive():
             self._grace = grace
             with contextlib.suppress(RuntimeError):  # the loop has just ended by itself
