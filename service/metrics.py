@@ -173,7 +173,9 @@ class Metrics:
             "basin_batch_last_success_timestamp_seconds", "When the last batch in the store was done; 0 before."
         )
 
-        self.ready = gauge("basin_ready", "Whether calls are taken and all that is loaded at the start is there.")
+        self.ready = gauge(
+            "basin_ready", "Whether calls are taken, all that is loaded at the start was, and some checkpoint still is."
+        )
         self.draining = gauge("basin_draining", "Whether the server is about to stop.")
         self._certificate_expiry = gauge(
             "basin_certificate_expiry_timestamp_seconds", "When the server's certificate expires; 0 without TLS."

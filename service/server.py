@@ -125,7 +125,8 @@ class Server:
         self._batch_handlers = BatchHandlers(
             self._batches, planner, PromptSets(settings.prompts), settings.batches.prompts
         )
-        self._awaited = {id_ for id_, entry in settings.all_checkpoints.items() if entry.preload}
+        self._preloads = {id_ for id_, entry in settings.all_checkpoints.items() if entry.preload}
+        self._awaited = set(self._preloads)
         self._journal = AuditLog(settings.audit_log, settings.audit_log_prompts, logger)
         self._tracing = make_tracing(settings.traces, settings.trace_ratio)
         access = Access(settings.auth, logger)
@@ -141,8 +142,9 @@ class Server:
 
     @property
     def ready(self) -> bool:
-        """Whether all that the operator asked for is there, and calls are accepted."""
-        return self._calls.accepting and not self._awaited and self._references.complete
+        """Whether all that the operator asked for was loaded, some checkpoint still is, and calls are accepted."""
+        some = not self._preloads or any(map(self._checkpoints.is_loaded, self._checkpoints.ids))
+        return self._calls.accepting and not self._awaited and some and self._references.complete
 
     async def start(self) -> None:
         """Bind the ports, answer calls, and begin to load.

@@ -13,7 +13,18 @@ import torch
 from audit import demo
 from audit.model.files import weights_bytes
 from audit.v1 import audit_pb2, checkpoint_pb2
-from tests.service.helpers import LONG, SERVING, Client, endless, eventually, failure, small, unhurried, until_sampling
+from tests.service.helpers import (
+    LONG,
+    NOT_SERVING,
+    SERVING,
+    Client,
+    endless,
+    eventually,
+    failure,
+    small,
+    unhurried,
+    until_sampling,
+)
 
 
 def _load(client: Client, id_: str) -> checkpoint_pb2.CheckpointInfo:
@@ -89,6 +100,17 @@ def test_load_audit_unload(client: Client, prompts: list[str]) -> None:
     assert client.metric("basin_checkpoints_loaded") == loaded_before
     gone = failure(lambda: client.audit(small(prompts[0], checkpoint="copy")))
     assert (gone.code, gone.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "CHECKPOINT_NOT_LOADED")
+
+
+def test_without_a_checkpoint_a_server_is_not_ready(launch: Callable[..., Client], folders: dict[str, Path]) -> None:
+    """Whoever began with one and has none left can serve nobody, until there is one again, whichever it is."""
+    own = launch(demo=True, checkpoints={"other": {"folder": folders["copy"], "preload": False}})
+    _unload(own, "demo")
+    eventually(lambda: own.health("readiness") == NOT_SERVING)
+    assert own.health("startup") == own.health("audit.v1.CheckpointService") == SERVING
+    assert own.metric("basin_ready") == 0
+    _load(own, "other")
+    eventually(lambda: own.health("readiness") == SERVING)
 
 
 def test_unload_waits_for_audits_in_flight(client: Client, prompts: list[str]) -> None:
