@@ -94,28 +94,22 @@ class Access:
             jwks = settings.jwt.jwks
             self._keys = _watch("auth.jwt.jwks", jwks, lambda: _read_keys(jwks), logger)
 
-    def admit(self, method: str, authorization: str | None, certificate: str) -> Caller:
-        """Who calls a method.
+    def identify(self, authorization: str | None, certificate: str) -> Caller:
+        """Who calls.
 
         Args:
-            method: "/package.Service/Method".
             authorization: the metadata of that name.
             certificate: the name in the client's certificate; "" without one.
 
         Raises:
             Unauthenticated: there is no token, or none that counts.
-            PermissionDenied: the token is not for this.
         """
         if not self._settings.on:
             return Caller(certificate)
         match = re.fullmatch(r"(?i:bearer) +(\S+)", authorization or "")
         if match is None:
             raise Unauthenticated("calls need a bearer token", reason="TOKEN_MISSING")
-        found = self._find(match[1])
-        needed = NEEDED.get(method)
-        if needed is not None and needed not in found.scopes:
-            raise PermissionDenied(f"the token is not for the scope {needed!r}", reason="SCOPE_MISSING")
-        return found
+        return self._find(match[1])
 
     def _find(self, token: str) -> Caller:
         if len(token) <= MAX_TOKEN:
@@ -124,6 +118,21 @@ class Access:
             if self._keys is not None and self._settings.jwt is not None:
                 return _read_jwt(token, self._keys.content, self._settings.jwt)
         raise Unauthenticated("the token is not known here", reason="TOKEN_INVALID")
+
+
+def check_scope(method: str, who: Caller) -> None:
+    """Refuse what somebody may not do.
+
+    Args:
+        method: "/package.Service/Method".
+        who: calls it.
+
+    Raises:
+        PermissionDenied: the token is not for this.
+    """
+    needed = NEEDED.get(method)
+    if needed is not None and needed not in who.scopes:
+        raise PermissionDenied(f"the token is not for the scope {needed!r}", reason="SCOPE_MISSING")
 
 
 def digest_of(token: str) -> str:

@@ -66,7 +66,7 @@ class AuditLog:
             )
 
     def write(self, **facts: Any) -> None:
-        """Write a line."""
+        """Write a line. What goes wrong is for the server's log, and never for the caller."""
         if self._handler is None:
             return
         if (prompt := facts.pop("prompt", None)) is not None:
@@ -78,7 +78,11 @@ class AuditLog:
             if self._prompts:
                 facts["prompts"] = prompts
         line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **facts}, ensure_ascii=False)
-        self._handler.handle(logging.LogRecord("audit", logging.INFO, "", 0, line, None, None))
+        record = logging.LogRecord("audit", logging.INFO, "", 0, line, None, None)
+        try:
+            self._handler.handle(record)
+        except OSError:  # of a file that is gone and cannot be made anew: handlers raise that, all else they handle
+            self._handler.handleError(record)
 
     def close(self) -> None:
         """Let go of the file."""

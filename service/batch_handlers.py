@@ -16,6 +16,7 @@ from google.protobuf import empty_pb2
 
 from audit.errors import AuditError, InvalidInput, NotFound
 from audit.v1 import batch_pb2, batch_pb2_grpc
+from service.audit_log import tell
 from service.batch_wire import OPERATIONS, about, extra_of, operation_of, prompt_to_proto, text_of
 from service.batches import Batches, check_request_id
 from service.calls import Context
@@ -137,11 +138,13 @@ class BatchHandlers(batch_pb2_grpc.BatchServiceServicer):
         check_request_id(request_id)
         try:
             await asyncio.to_thread(take)
-            return operation_of(await self._batches.take_in(intake.spec, intake.entries, request_id, intake.request))
+            batch = await self._batches.take_in(intake.spec, intake.entries, request_id, intake.request)
         except AuditError:
             if (known := await self._batches.repeated(request_id, intake.request)) is None:
                 raise
-            return operation_of(known)
+            batch = known
+        tell(batch=batch.id)
+        return operation_of(batch)
 
 
 class _Intake:
@@ -275,10 +278,16 @@ class OperationHandlers(operations_pb2_grpc.OperationsServicer):  # type: ignore
 def _id_of(name: str) -> str:
     if not name.startswith(OPERATIONS) or name == OPERATIONS:
         raise InvalidInput(f"an operation's name is {OPERATIONS}ID", reason="NAME_INVALID", field="name")
-    return text_of(name.removeprefix(OPERATIONS), "name")
+    return _asked(name.removeprefix(OPERATIONS), "name")
 
 
 def _required(batch: str) -> str:
     if not batch:
         raise InvalidInput("batch is empty", reason="BATCH_REQUIRED", field="batch")
-    return text_of(batch, "batch")
+    return _asked(batch, "batch")
+
+
+def _asked(id_: str, field: str) -> str:
+    """The id of a batch that a call is about, which the audit log tells."""
+    tell(batch=id_[:64])
+    return text_of(id_, field)

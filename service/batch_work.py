@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -90,6 +91,8 @@ class BatchWork:
         self._closing = False
         #: Why batches wait, by their ids.
         self.notes: dict[str, str] = {}
+        #: Since when batches are known not to fit this server, by their ids, on the monotonic clock.
+        self._unfit: dict[str, float] = {}
         self._task = asyncio.create_task(self._work())
 
     def wake(self) -> None:
@@ -126,6 +129,7 @@ class BatchWork:
                 batches = await self._call(self._store.running)
             running = {batch.id for batch in batches}
             self.notes = {id_: note for id_, note in self.notes.items() if id_ in running}
+            self._unfit = {id_: since for id_, since in self._unfit.items() if id_ in running}
             for batch in batches:
                 with self._surviving():
                     await self._advance(batch)
@@ -137,8 +141,6 @@ class BatchWork:
         """Do what can be done of a batch now."""
         try:
             settings = BatchSettings.read(batch.settings)
-            if settings.in_run_folder:
-                return
             await self._call(partial(self._queue.recover, batch.id))
             waits = []
             for name in settings.subjects:
@@ -146,13 +148,24 @@ class BatchWork:
                     return
                 if why := await self._advance_checkpoint(batch.id, name, settings):
                     waits.append(why)
-        except InvalidInput as error:  # it would be refused again
-            self._logger.error("batch failed", batch=batch.id, reason=error.reason)
-            await self._call(partial(self._store.set_state, batch.id, FAILED, str(error), among=(RUNNING, PAUSED)))
+        except InvalidInput as error:
+            await self._leave(batch.id, error)
             return
+        self._unfit.pop(batch.id, None)
         self.notes[batch.id] = "; ".join(waits)
         if await self._call(partial(self._end, batch.id, settings)):
             self._logger.info("batch done", batch=batch.id)
+
+    async def _leave(self, batch: str, error: InvalidInput) -> None:
+        """Leave a batch that does not fit this server to others, as in an upgrade, and end it where there are none.
+
+        Another one that it fits works on it, or on an older one: within a lease the store shows that it works.
+        """
+        self.notes[batch] = str(error)
+        since = self._unfit.setdefault(batch, time.monotonic())
+        if time.monotonic() - since > self._settings.batches.lease_seconds and await self._call(self._queue.alone):
+            self._logger.error("batch failed", batch=batch, reason=error.reason)
+            await self._call(partial(self._store.set_state, batch, FAILED, str(error), among=(RUNNING, PAUSED)))
 
     def _end(self, batch: str, settings: BatchSettings) -> bool:
         """Let a batch be done if nothing is left to do. Runs in a thread."""

@@ -177,14 +177,19 @@ class Batches:
                 reason="TOO_MANY_PROMPTS",
                 field="prompts",
             )
-        if await self._known(request_id, request) is None:
-            client = caller.get().name
-            self._quotas.check(client)
-            evaluations = len(prompts) * sum(settings.evaluations.values())
-            await self._check_room(evaluations)
-            self._quotas.take(client, evaluations)
         content, entries = settings.content(), settings.entries(lambda: prompts)
-        batch = await self._ask(lambda: self._store.create(entries, content, request_id=request_id))
+        client, evaluations = caller.get().name, 0
+        if await self._known(request_id, request) is None:
+            evaluations = len(prompts) * sum(settings.evaluations.values())
+            self._quotas.check(client)
+            self._quotas.take(client, evaluations)  # at once, or what is left for one would let several in
+        try:
+            if evaluations:
+                await self._check_room(evaluations)
+            batch = await self._ask(lambda: self._store.create(entries, content, request_id=request_id))
+        except Exception:  # not where the caller has gone away: the store may take the batch in all the same
+            self._quotas.take(client, -evaluations)
+            raise
         if self._work is not None:
             self._work.wake()
         return await self.describe(batch.id)

@@ -7,7 +7,7 @@ import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -18,7 +18,7 @@ from grpc_status import rpc_status
 
 from audit.errors import AuditError, InvalidInput, Stopped
 from service import audit_log
-from service.access import Access, caller
+from service.access import Access, caller, check_scope
 from service.audit_log import AuditLog
 from service.log import Logger
 from service.metrics import Metrics
@@ -80,9 +80,10 @@ class Calls(grpc.aio.ServerInterceptor):
         self._idle = asyncio.Event()
         self._idle.set()
 
-    async def wait_idle(self) -> None:
-        """Until no call is in flight."""
-        await self._idle.wait()
+    async def wait_idle(self, seconds: float) -> None:
+        """Until no call is in flight, for so long at most."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), seconds)
 
     async def intercept_service(
         self,
@@ -137,7 +138,9 @@ class Calls(grpc.aio.ServerInterceptor):
                         )
 
                     try:
-                        caller.set(self._access.admit(method, metadata.get("authorization"), _certificate(context)))
+                        who = self._access.identify(metadata.get("authorization"), _certificate(context))
+                        caller.set(who)  # before anything is refused: the audit log names whom
+                        check_scope(method, who)
                         if method in ADMIN and not self._admin:
                             raise Closed("this server answers no such calls", reason="ADMIN_CLOSED")
                         if not self.accepting:

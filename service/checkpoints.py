@@ -55,11 +55,6 @@ class LoadedCheckpoint:
         self._auditors: dict[str, Auditor] = {}
 
     @property
-    def memory_bytes(self) -> int:
-        """Of its weights."""
-        return self.checkpoint.parameters * self.checkpoint.dtype.itemsize
-
-    @property
     def calibrated(self) -> bool:
         """Whether the calibration is this checkpoint's own."""
         return self.calibration.checkpoint_digest == self.checkpoint.digest
@@ -80,6 +75,8 @@ class _Registered:
     entry: CheckpointEntry
     state: checkpoint_pb2.CheckpointState = checkpoint_pb2.CHECKPOINT_STATE_UNLOADED
     loaded: LoadedCheckpoint | None = None
+    #: Of its weights, until they are gone: audits in flight hold those of one on its way out.
+    memory_bytes: int = 0
     error: str = ""
     users: int = 0
     #: When it was last used, by the monotonic clock.
@@ -244,6 +241,8 @@ class CheckpointRegistry:
                     registered.loaded = await asyncio.get_running_loop().run_in_executor(
                         self._executor, self._read, registered.id, registered.entry
                     )
+                    checkpoint = registered.loaded.checkpoint
+                    self._hold(registered, checkpoint.parameters * checkpoint.dtype.itemsize)
             except AuditError as error:
                 # What the libraries say may quote the path, which is the operator's business.
                 error = BrokenCheckpoint(
@@ -260,7 +259,6 @@ class CheckpointRegistry:
             registered.used = time.monotonic()
             self._metrics.checkpoints_loaded.inc()
             self._metrics.checkpoint_loaded.labels(registered.id).set(1)
-            self._metrics.checkpoint_memory.labels(registered.id).set(registered.loaded.memory_bytes)
             self._metrics.checkpoint_load_seconds.labels(registered.id).set(seconds)
             self._metrics.checkpoint_loads.labels(registered.id, "ok").inc()
             calibration = registered.loaded.calibration
@@ -269,7 +267,7 @@ class CheckpointRegistry:
             self._logger.info(
                 "checkpoint loaded",
                 checkpoint=registered.id,
-                digest=registered.loaded.checkpoint.digest,
+                digest=checkpoint.digest,
                 seconds=round(seconds, 2),
             )
             self._on_change()
@@ -278,7 +276,8 @@ class CheckpointRegistry:
         """Unload checkpoints that nobody uses, the one that was idle for longest first, until another one fits.
 
         Raises:
-            BrokenCheckpoint: it does not fit, whatever is unloaded, or because the others are in use.
+            BrokenCheckpoint: it does not fit, whatever is unloaded, or because the others are in use, if only until
+                they are gone. Nothing was unloaded for it then.
         """
         if not self._memory_bytes:
             return
@@ -286,11 +285,12 @@ class CheckpointRegistry:
         needed = await asyncio.get_running_loop().run_in_executor(
             self._executor, weights_bytes, wanted.entry.folder, dtype
         )
-        while (there := sum(one.memory_bytes for one in self._in_memory())) + needed > self._memory_bytes:
+        while (there := sum(one.memory_bytes for one in self._registered.values())) + needed > self._memory_bytes:
             idle = [one for one in self._registered.values() if one.loaded is not None and not one.users]
-            if not idle:
+            in_use = there - sum(one.memory_bytes for one in idle)
+            if in_use + needed > self._memory_bytes:
                 raise BrokenCheckpoint(
-                    f"{wanted.id} needs {needed} bytes, and {there} of at most {self._memory_bytes} are in use",
+                    f"{wanted.id} needs {needed} bytes, and {in_use} of at most {self._memory_bytes} are in use",
                     reason="CHECKPOINT_MEMORY",
                     field="checkpoint",
                 )
@@ -299,8 +299,9 @@ class CheckpointRegistry:
             self._metrics.checkpoint_evictions.inc()
             await self.unload(oldest.id)
 
-    def _in_memory(self) -> list[LoadedCheckpoint]:
-        return [one.loaded for one in self._registered.values() if one.loaded is not None]
+    def _hold(self, registered: _Registered, memory_bytes: int) -> None:
+        registered.memory_bytes = memory_bytes
+        self._metrics.checkpoint_memory.labels(registered.id).set(memory_bytes)
 
     async def _unload(self, registered: _Registered) -> None:
         async with registered.changing:
@@ -310,7 +311,6 @@ class CheckpointRegistry:
                 return
             self._metrics.checkpoints_loaded.dec()
             self._metrics.checkpoint_loaded.labels(registered.id).set(0)
-            self._metrics.checkpoint_memory.labels(registered.id).set(0)
             self._on_change()
             while registered.users:
                 await registered.idle.wait()
@@ -319,6 +319,7 @@ class CheckpointRegistry:
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+            self._hold(registered, 0)
             self._logger.info("checkpoint unloaded", checkpoint=registered.id)
 
     def _read(self, id_: str, entry: CheckpointEntry) -> LoadedCheckpoint:

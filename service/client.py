@@ -275,7 +275,7 @@ class BasinClient:
 
         Args:
             reference: name of a registered reference set.
-            image: a PNG, JPEG or WebP file.
+            image: a PNG, JPEG or WebP file of at most 16,777,216 pixels.
             limit: most hits wanted; 0 lets the server choose.
             include_images: whether hits carry their images.
         """

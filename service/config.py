@@ -78,7 +78,7 @@ class Settings(BaseSettings):
         audit_log_prompts: whether prompts stand there, and not only their digests.
         traces: where OpenTelemetry's traces go: URL of an OTLP collector over gRPC; "" or "off" for none.
         trace_ratio: share of the traces begun here that are kept.
-        grace_seconds: how long audits in flight may go on after SIGTERM.
+        grace_seconds: how long calls in flight may go on after SIGTERM.
         log_level: least level that is logged.
         log_format: "auto" writes for people on a terminal and JSON otherwise.
     """

@@ -142,7 +142,9 @@ class Metrics:
         self.checkpoints_loaded = gauge("basin_checkpoints_loaded", "Checkpoints in memory.")
         self.checkpoint_loaded = gauge("basin_checkpoint_loaded", "Whether a checkpoint is in memory.", ("checkpoint",))
         self.checkpoint_memory = gauge(
-            "basin_checkpoint_memory_bytes", "Bytes of a loaded checkpoint's weights.", ("checkpoint",)
+            "basin_checkpoint_memory_bytes",
+            "Bytes of a checkpoint's weights, until those of an unloaded one are gone.",
+            ("checkpoint",),
         )
         self.checkpoint_load_seconds = gauge(
             "basin_checkpoint_load_seconds", "Seconds that the last loading of a checkpoint took.", ("checkpoint",)
@@ -180,7 +182,9 @@ class Metrics:
             "basin_store_errors_total", "Times that the store of batches could not do its work."
         )
         self.batches = gauge("basin_batches", "Batches in the store, by state.", ("state",))
-        self.batch_items = gauge("basin_batch_items", "Items of running batches in the store, by state.", ("state",))
+        self.batch_items = gauge(
+            "basin_batch_items", "Items of the running batches that servers work on, by state.", ("state",)
+        )
         self.batch_audits = counter(
             "basin_batch_audits_total",
             "Audits of batches that this server finished, or that failed.",
@@ -190,7 +194,9 @@ class Metrics:
             "basin_batch_last_success_timestamp_seconds", "When the last batch in the store was done; 0 before."
         )
 
-        self.ready = gauge("basin_ready", "Whether calls are taken and all that is loaded at the start is there.")
+        self.ready = gauge(
+            "basin_ready", "Whether calls are taken, all that is loaded at the start was, and some checkpoint still is."
+        )
         self.draining = gauge("basin_draining", "Whether the server is about to stop.")
         self._certificate_expiry = gauge(
             "basin_certificate_expiry_timestamp_seconds", "When the server's certificate expires; 0 without TLS."

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from audit.errors import AuditError, BrokenReference, InvalidInput, NotFound
-from audit.reference.images import read_image, to_float
+from audit.reference.images import read_upload, to_float
 from audit.reference.reference_set import ReferenceSet
 from audit.v1 import reference_pb2, report_pb2
 from service.log import Logger
@@ -152,7 +152,7 @@ def search(
     Raises:
         InvalidInput: the image is none, or of too many pixels.
     """
-    pixels = np.array(read_image(request.image))  # a copy, because torch wants memory that it may write to
+    pixels = np.array(read_upload(request.image))  # a copy, because torch wants memory that it may write to
     image = to_float(np.atleast_3d(pixels)[None])
     limit = request.limit or DEFAULT_HITS
     distances, indices = reference.search_pixels(image, limit)

@@ -125,7 +125,8 @@ class Server:
         self._batch_handlers = BatchHandlers(
             self._batches, planner, PromptSets(settings.prompts), settings.batches.prompts
         )
-        self._awaited = {id_ for id_, entry in settings.all_checkpoints.items() if entry.preload}
+        self._preloads = {id_ for id_, entry in settings.all_checkpoints.items() if entry.preload}
+        self._awaited = set(self._preloads)
         self._journal = AuditLog(settings.audit_log, settings.audit_log_prompts, logger)
         self._tracing = make_tracing(settings.traces, settings.trace_ratio)
         access = Access(settings.auth, logger)
@@ -141,8 +142,9 @@ class Server:
 
     @property
     def ready(self) -> bool:
-        """Whether all that the operator asked for is there, and calls are accepted."""
-        return self._calls.accepting and not self._awaited and self._references.complete
+        """Whether all that the operator asked for was loaded, some checkpoint still is, and calls are accepted."""
+        some = not self._preloads or any(map(self._checkpoints.is_loaded, self._checkpoints.ids))
+        return self._calls.accepting and not self._awaited and some and self._references.complete
 
     async def start(self) -> None:
         """Bind the ports, answer calls, and begin to load.
@@ -223,13 +225,12 @@ class Server:
         self._metrics.draining.set(1)
         self._refresh()
         self._logger.info("draining", seconds=seconds)
-        await asyncio.gather(self._audits.drain(seconds), self._batches.pause())
+        await asyncio.gather(self._audits.drain(seconds), self._batches.pause(), self._calls.wait_idle(seconds))
 
     async def stop(self) -> None:
         """Take everything down, draining what is left without grace."""
         await self.drain(0)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._calls.wait_idle(), FLUSH_SECONDS)
+        await self._calls.wait_idle(FLUSH_SECONDS)
         await self._unbind(FLUSH_SECONDS)
         for task in list(self._tasks):
             task.cancel()
@@ -283,7 +284,7 @@ class Server:
 async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT.
 
-    Audits in flight may then finish within the grace period; a second signal stops them.
+    Calls in flight may then finish within the grace period; a second signal stops them.
 
     Raises:
         ConfigError: a port cannot be bound.
@@ -353,7 +354,7 @@ class RunningServer:
         return self._settled.wait(timeout) and self._server.ready
 
     def stop(self, grace: float = 0.0) -> None:
-        """Take the server down; audits in flight have `grace` seconds to finish."""
+        """Take the server down; calls in flight have `grace` seconds to finish."""
         if self._thread.is_alive():
             self._grace = grace
             with contextlib.suppress(RuntimeError):  # the loop has just ended by itself

@@ -76,7 +76,8 @@ class Recipe(BaseModel):
         fold: which part of the data set the images are from: those whose index is `fold` modulo `folds`. Ladders of
             different folds share no image.
         folds: how many parts there are.
-        held_out: which captions nothing is tuned on: every other one, or all of them.
+        held_out: which captions nothing is tuned on: every other one, or all of them, which takes a rung to calibrate
+            with.
         autoencoder_channels: widths of the autoencoder's levels; each level but the first halves the size.
         autoencoder_steps: optimizer steps of the autoencoder.
         unet_channels: widths of the UNet's levels.
@@ -121,6 +122,8 @@ class Recipe(BaseModel):
     def _check(self) -> Self:
         if self.fold >= self.folds:
             raise ValueError(f"folds are numbered from 0 to {self.folds - 1}, there is no fold {self.fold}")
+        if self.held_out == "all" and all(rung.purpose != "calibrate" for rung in self.rungs):
+            raise ValueError("all captions are held out, with nothing to calibrate with: add a rung of that purpose")
         return self
 
 

@@ -20,22 +20,39 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".ti
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 #: An image that decodes to more pixels than this is refused before it is decoded.
 MAX_PIXELS = 64_000_000
+#: The same of what a caller of a server sent, who may be anybody: few decoders, and 200 MB as float32.
+UPLOAD_FORMATS = ("PNG", "JPEG", "WEBP")
+UPLOAD_PIXELS = 4096 * 4096
 #: Pixel distances are taken at this longer side; larger images are averaged down first.
 PIXEL_SIDE = 64
 
 
-def read_image(source: Path | bytes, name: str = "") -> NDArray[np.uint8]:
+def read_image(source: Path | bytes) -> NDArray[np.uint8]:
     """Decode one image to uint8, (height, width) when it is greyscale and (height, width, 3) otherwise.
 
     Raises:
         InvalidInput: the bytes are no image, or one of too many pixels.
     """
-    name = name or (source.name if isinstance(source, Path) else "the upload")
+    if isinstance(source, Path):
+        return _decode(source, source.name, IMAGE_FORMATS, MAX_PIXELS)
+    return _decode(io.BytesIO(source), "the image", IMAGE_FORMATS, MAX_PIXELS)
+
+
+def read_upload(content: bytes) -> NDArray[np.uint8]:
+    """As `read_image`, of fewer formats and pixels.
+
+    Raises:
+        InvalidInput: the bytes are no image, or one of too many pixels.
+    """
+    return _decode(io.BytesIO(content), "the upload", UPLOAD_FORMATS, UPLOAD_PIXELS)
+
+
+def _decode(source: Path | io.BytesIO, name: str, formats: tuple[str, ...], most: int) -> NDArray[np.uint8]:
     try:
-        with Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=IMAGE_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
+        with Image.open(source, formats=formats) as image:
+            if image.width * image.height > most:
                 raise InvalidInput(
-                    f"{name} has {image.width}×{image.height} pixels, more than {MAX_PIXELS:,}",
+                    f"{name} has {image.width}×{image.height} pixels, more than {most:,}",
                     reason="IMAGE_TOO_LARGE",
                     field="image",
                 )

@@ -95,6 +95,12 @@ class Queue:
             with self._engine.begin() as connection:
                 self._tell(connection)
 
+    def alone(self) -> bool:
+        """Whether no other worker was seen for the time of a lease."""
+        with self._readers.connect() as connection:
+            seen = WorkerRow.seen >= _now(connection) - timedelta(seconds=self._lease)
+            return connection.scalar(select(WorkerRow.id).where(WorkerRow.id != self.worker, seen).limit(1)) is None
+
     def recover(self, batch: str, *, all_workers: bool = False) -> None:
         """Put back what lost workers were working on.
 

@@ -45,6 +45,8 @@ from service.store.schema import BatchRow, ItemRow, ResultRow, TaskRow
 CHUNK = 500
 #: What counts as lately.
 RECENT = timedelta(minutes=10)
+#: That servers work on a batch: that of a run folder is left to the process that owns the folder.
+_OF_SERVERS = ~func.coalesce(BatchRow.settings["in_run_folder"].as_boolean(), False)
 
 
 class Store:
@@ -161,8 +163,8 @@ class Store:
             return [_batch(row) for row in connection.execute(query)]
 
     def running(self) -> list[Batch]:
-        """Batches to work on, the oldest first."""
-        query = select(BatchRow).where(BatchRow.state == RUNNING).order_by(BatchRow.created, BatchRow.id)
+        """Batches for servers to work on, the oldest first."""
+        query = select(BatchRow).where(BatchRow.state == RUNNING, _OF_SERVERS).order_by(BatchRow.created, BatchRow.id)
         with self._readers.connect() as connection:
             return [_batch(row) for row in connection.execute(query)]
 
@@ -180,12 +182,12 @@ class Store:
         return None if found is None else as_utc(found)
 
     def tasks(self) -> dict[tuple[str, str, str], int]:
-        """How many tasks of running batches there are, by batch, checkpoint and state."""
+        """How many tasks there are of the batches that servers work on, by batch, checkpoint and state."""
         of = (TaskRow.batch, TaskRow.checkpoint, TaskRow.state)
         query = (
             select(*of, func.count())
             .join(BatchRow, BatchRow.id == TaskRow.batch)
-            .where(BatchRow.state == RUNNING)
+            .where(BatchRow.state == RUNNING, _OF_SERVERS)
             .group_by(*of)
         )
         with self._readers.connect() as connection:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 import time
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,10 +29,12 @@ from service.channel import Identity
 from service.client import BasinClient, ServiceError
 from service.config import ConfigError, load_settings
 from service.config_parts import Quota, QuotaPart
+from service.log import make_logger
 from service.quotas import Quotas
 from service.server import METHODS, start_server
 from service.status import QuotaExceeded
-from tests.service.helpers import LONG, SERVING, Client, endless, eventually, failure, small, until_sampling
+from tests.service.batch_calls import cancel, create, delete, ended, parts_of, results, spec, upload
+from tests.service.helpers import LONG, SERVING, Client, endless, eventually, failure, failure_of, small, until_sampling
 
 ISSUER, AUDIENCE = "https://issuer.example", "basin"
 
@@ -125,8 +131,9 @@ def test_tokens_of_an_identity_provider(
     with as_client(own, signed(key)) as carol:
         carol.audit(small(prompts[0]))
         assert refusal(lambda: list(carol.batches()))[1] == "SCOPE_MISSING"
-    line = json.loads(journal.read_text().splitlines()[0])
+    line, refused = map(json.loads, journal.read_text().splitlines())
     assert (line["client"], line["prompt"], line["code"]) == ("carol", prompts[0], "OK")
+    assert (refused["client"], refused["reason"]) == ("carol", "SCOPE_MISSING")
     with as_client(own, signed(key, scope=["batch"])) as other:
         assert list(other.batches()) == []
     secret = jwks["keys"][0]["x"]
@@ -212,10 +219,49 @@ def test_the_audit_log_tells_who_asked_what(launch: Callable[..., Client], tmp_p
     assert len(journal.read_text().splitlines()) == 1
 
 
+def test_the_audit_log_tells_which_batch(launch: Callable[..., Client], tmp_path: Path) -> None:
+    """Every call about a batch, the one that took it in too; refused calls have the id that was asked for."""
+    journal = tmp_path / "audit.log"
+    own = launch(audit_log=str(journal), batches={"store": f"sqlite:///{tmp_path}/basin.db"})
+    made = [create(own, ["created"]), upload(own, parts_of(spec(), ["uploaded"]))]
+    for id_ in made:
+        ended(own, id_)
+        results(own, id_)
+        delete(own, id_)
+    failure(lambda: cancel(own, "nope"))
+    told = Counter((line["method"], line["batch"]) for line in map(json.loads, journal.read_text().splitlines()))
+    calls = [
+        "Operations/WaitOperation",
+        *(f"BatchService/{name}" for name in ("GetBatch", "StreamBatchResults", "DeleteBatch")),
+    ]
+    assert told == Counter(
+        [(f"BatchService/{name}Batch", id_) for name, id_ in zip(("Create", "Upload"), made, strict=True)]
+        + [(call, id_) for call in calls for id_ in made]
+        + [("BatchService/CancelBatch", "nope")]
+    )
+
+
 def test_an_audit_log_that_cannot_be_written_ends_the_start(tmp_path: Path) -> None:
     """It would be missed when it is needed."""
     with pytest.raises(ConfigError, match=r"^audit_log: .* cannot be written: No such file"):
         start_server(load_settings(listen="127.0.0.1:0", metrics="off", audit_log=str(tmp_path / "gone" / "audit.log")))
+
+
+def test_an_audit_log_that_cannot_be_written_any_more_fails_no_call(tmp_path: Path, prompts: list[str]) -> None:
+    """The server's log says so; once there is a place for it, it goes on."""
+    log, journal = io.StringIO(), tmp_path / "logs" / "audit.log"
+    journal.parent.mkdir()
+    settings = load_settings(listen="127.0.0.1:0", metrics="off", audit_log=str(journal))
+    with start_server(settings, make_logger("info", "json", log)) as server:
+        assert server.wait_ready(LONG)
+        client = Client.of(server)
+        shutil.rmtree(journal.parent)
+        for _ in range(2):
+            assert client.audit(small(prompts[0])).cost.evaluations == 4
+        assert log.getvalue().count("audit log not written") == 2
+        journal.parent.mkdir()
+        client.audit(small(prompts[0]))
+        assert len(journal.read_text().splitlines()) == 1
 
 
 def test_quotas(launch: Callable[..., Client], tmp_path: Path, prompts: list[str]) -> None:
@@ -235,6 +281,23 @@ def test_quotas(launch: Callable[..., Client], tmp_path: Path, prompts: list[str
         assert refusal(lambda: alice.submit(spec, [batch_pb2.BatchPrompt(prompt="x")]))[1] == "QUOTA_EXCEEDED"
         for _ in range(4):
             bob.audit(small(prompts[0]))
+
+
+def test_a_batch_takes_its_share_once_and_only_where_it_is_taken_in(
+    launch: Callable[..., Client], tmp_path: Path
+) -> None:
+    """One that the store refuses costs nothing; the same again neither; of many at once, no two have the last bit."""
+    quota = {"evaluations_per_second": 0.001, "burst_evaluations": 6}
+    own = launch(quotas={"default": quota}, batches={"store": f"sqlite:///{tmp_path}/basin.db"})
+    how = spec()
+    first = create(own, ["of four evaluations"], how, request_id="mine")
+    assert create(own, ["of four evaluations"], how, request_id="mine") == first
+    assert failure(lambda: create(own, ["another"], request_id="mine")).reason == "REQUEST_ID_REUSED"
+    with ThreadPoolExecutor(4) as callers:
+        calls = [callers.submit(create, own, [f"the rest {number}"]) for number in range(4)]
+    refused = [failure_of(error) for call in calls if isinstance(error := call.exception(), grpc.RpcError)]
+    assert [one.reason for one in refused] == 3 * ["QUOTA_EXCEEDED"]
+    assert all(one.code is grpc.StatusCode.RESOURCE_EXHAUSTED and one.retry_seconds for one in refused)
 
 
 def test_what_was_not_done_is_given_back(launch: Callable[..., Client], prompts: list[str]) -> None:

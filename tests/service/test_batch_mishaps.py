@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from audit import demo
 from audit.auditor import Auditor
 from audit.errors import InvalidInput
 from audit.v1 import batch_pb2
+from service import upkeep
 from service.config import ConfigError, load_settings
 from service.local_batch import LocalBatch, Wanted
 from service.log import make_logger
-from service.server import start_server
+from service.server import RunningServer, start_server
 from service.store.engine import connect
 from service.store.schema import BatchRow
 from tests.service.batch_calls import (
@@ -46,6 +48,11 @@ from tests.service.helpers import LONG, Client, eventually, failure
 
 RUNNING, PAUSED = batch_pb2.BATCH_STATE_RUNNING, batch_pb2.BATCH_STATE_PAUSED
 DONE, FAILED = batch_pb2.BATCH_STATE_DONE, batch_pb2.BATCH_STATE_FAILED
+
+
+def _recalibrate(folder: Path) -> None:
+    calibration = folder / "calibration.json"
+    calibration.write_text(json.dumps(json.loads(calibration.read_text()) | {"delta_m": 1.0}))
 
 
 def test_a_checkpoint_that_is_unloaded(batch_client: Client) -> None:
@@ -103,7 +110,8 @@ def test_servers_after_each_other(tmp_path: Path) -> None:
 
     def settings(*names: str) -> Any:
         chosen = {name: folders[name] for name in names}
-        return load_settings(listen="127.0.0.1:0", metrics="off", checkpoints=chosen, batches={"store": store})
+        batches = {"store": store, "lease_seconds": 1}
+        return load_settings(listen="127.0.0.1:0", metrics="off", checkpoints=chosen, batches=batches)
 
     with start_server(settings(*names)) as first, ThreadPoolExecutor(2) as callers:
         assert first.wait_ready(LONG)
@@ -121,8 +129,7 @@ def test_servers_after_each_other(tmp_path: Path) -> None:
             assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
             assert refused.retry_seconds
 
-    calibration = folders["recalibrated"] / "calibration.json"
-    calibration.write_text(json.dumps(json.loads(calibration.read_text()) | {"delta_m": 1.0}))
+    _recalibrate(folders["recalibrated"])
     weights = folders["retrained"] / "unet" / "diffusion_pytorch_model.safetensors"
     save_file({name: 1.001 * tensor for name, tensor in load_file(weights).items()}, weights)
     engine = connect(store)
@@ -159,6 +166,36 @@ def test_servers_after_each_other(tmp_path: Path) -> None:
         assert cancel(client, ids["left"]).progress.state == batch_pb2.BATCH_STATE_CANCELLED
 
 
+def test_servers_that_differ_share_a_store(tmp_path: Path) -> None:
+    """As while they are upgraded: a batch is worked on by those that it fits, and fails when there are none left."""
+    before, after = (Path(shutil.copytree(demo.CHECKPOINT, tmp_path / name)) for name in ("before", "after"))
+    _recalibrate(after)
+    note = "the calibration of release changed since the batch was taken in"
+
+    @contextmanager
+    def server(folder: Path) -> Iterator[RunningServer]:
+        batches = {"store": f"sqlite:///{tmp_path}/basin.db", "lease_seconds": 1}
+        settings = load_settings(listen="127.0.0.1:0", metrics="off", checkpoints={"release": folder}, batches=batches)
+        with start_server(settings) as server:
+            assert server.wait_ready(LONG)
+            yield server
+
+    with ExitStack() as servers:
+        new, old = servers.enter_context(server(after)), servers.enter_context(server(before))
+        one, other = Client.of(old), Client.of(new)
+        shared = create(one, [f"shared {number}" for number in range(6)], slow("release"))
+        eventually(lambda: get(other, shared).progress.note == note)
+        assert get(other, shared).progress.state == PAUSED
+        assert ended(one, shared).progress.state == DONE
+        newer = create(other, ["x"], endless("release"))
+        eventually(lambda: get(one, newer).progress.note == note)
+        cancel(other, newer)
+        left = create(one, ["x"], endless("release"))
+        old.stop()
+        last = ended(other, left).progress
+        assert (last.state, last.note) == (FAILED, note)
+
+
 def test_what_is_wrong_with_a_server_is_for_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Callers learn that an audit failed, three times, and not what it said of the server's inside."""
 
@@ -179,18 +216,22 @@ def test_what_is_wrong_with_a_server_is_for_its_log(tmp_path: Path, monkeypatch:
     assert log.getvalue().count("RuntimeError: /models/secret is upside down") == 3
 
 
-def test_run_folders_on_the_same_store_are_left_alone(tmp_path: Path) -> None:
-    """The process that owns the folder does the work, and says so when somebody ends it."""
+def test_run_folders_on_the_same_store_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that owns the folder does the work, and says so when somebody ends it; no server counts it as its."""
+    monkeypatch.setattr(upkeep, "WATCH_SECONDS", 0.1)
     store = f"sqlite:///{tmp_path}/basin.db"
     (tmp_path / "prompts.txt").write_text("one\ntwo\nthree\n")
     how = spec()
     wanted = Wanted(("demo",), tmp_path / "prompts.txt", "", how.sampler, how.budget)
     with closing(LocalBatch(wanted, tmp_path / "run", store)) as own:
-        settings = load_settings(listen="127.0.0.1:0", metrics="off", demo=True, batches={"store": store})
-        with start_server(settings) as server:
+        free = {"listen": "127.0.0.1:0", "metrics": "127.0.0.1:0"}
+        with start_server(load_settings(**free, demo=True, batches={"store": store})) as server:
             assert server.wait_ready(LONG)
             client = Client.of(server)
             assert ended(client, create(client, ["of the server"])).progress.state == DONE
+            eventually(lambda: client.metric("basin_batch_last_success_timestamp_seconds"))
+            assert client.metric("basin_batches", state="running") == 1
+            assert client.metric("basin_batch_items", state="pending") == 0
             assert own.store.counts(own.batch.id).open == 3
             with pytest.raises(InvalidInput, match="cancelled or deleted meanwhile"):
                 own.run(lambda: cancel(client, own.batch.id))

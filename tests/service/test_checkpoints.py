@@ -13,7 +13,18 @@ import torch
 from audit import demo
 from audit.model.files import weights_bytes
 from audit.v1 import audit_pb2, checkpoint_pb2
-from tests.service.helpers import LONG, SERVING, Client, endless, eventually, failure, small, unhurried, until_sampling
+from tests.service.helpers import (
+    LONG,
+    NOT_SERVING,
+    SERVING,
+    Client,
+    endless,
+    eventually,
+    failure,
+    small,
+    unhurried,
+    until_sampling,
+)
 
 
 def _load(client: Client, id_: str) -> checkpoint_pb2.CheckpointInfo:
@@ -89,6 +100,17 @@ def test_load_audit_unload(client: Client, prompts: list[str]) -> None:
     assert client.metric("basin_checkpoints_loaded") == loaded_before
     gone = failure(lambda: client.audit(small(prompts[0], checkpoint="copy")))
     assert (gone.code, gone.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "CHECKPOINT_NOT_LOADED")
+
+
+def test_without_a_checkpoint_a_server_is_not_ready(launch: Callable[..., Client], folders: dict[str, Path]) -> None:
+    """Whoever began with one and has none left can serve nobody, until there is one again, whichever it is."""
+    own = launch(demo=True, checkpoints={"other": {"folder": folders["copy"], "preload": False}})
+    _unload(own, "demo")
+    eventually(lambda: own.health("readiness") == NOT_SERVING)
+    assert own.health("startup") == own.health("audit.v1.CheckpointService") == SERVING
+    assert own.metric("basin_ready") == 0
+    _load(own, "other")
+    eventually(lambda: own.health("readiness") == SERVING)
 
 
 def test_unload_waits_for_audits_in_flight(client: Client, prompts: list[str]) -> None:
@@ -208,6 +230,39 @@ def test_the_one_idle_for_longest_makes_room(
     eventually(lambda: own.metric("basin_audits_in_flight") == 0)
     _load(own, "b")
     assert "b" in loaded()
+
+
+def test_what_cannot_fit_pushes_nothing_out(launch: Callable[..., Client], folders: dict[str, Path]) -> None:
+    """Where all that is idle would not be room enough, it stays."""
+    size = weights_bytes(demo.CHECKPOINT, torch.float32)
+    small_one = {"folder": folders["copy"], "dtype": "float16", "preload": False}
+    entries = {"small": small_one, "large": {"folder": folders["copy"], "preload": False}}
+    own = launch(checkpoints=entries, demo=False, checkpoint_memory_bytes=int(0.9 * size))
+    _load(own, "small")
+    assert failure(lambda: _load(own, "large")).reason == "CHECKPOINT_MEMORY"
+    assert own.metric("basin_checkpoint_loaded", checkpoint="small") == 1
+    assert own.metric("basin_checkpoint_evictions_total") == 0
+
+
+def test_weights_take_room_until_they_are_gone(
+    launch: Callable[..., Client], folders: dict[str, Path], prompts: list[str]
+) -> None:
+    """A checkpoint that is unloaded while an audit uses it makes room when that has ended, and no sooner."""
+    size = weights_bytes(demo.CHECKPOINT, torch.float32)
+    entries = {name: {"folder": folders["copy"], "preload": False} for name in ("leaving", "next")}
+    own = launch(checkpoints=entries, demo=False, checkpoint_memory_bytes=int(1.5 * size))
+    _load(own, "leaving")
+    call = own.stream(endless(prompts[0], checkpoint="leaving"))
+    until_sampling(call)
+    with ThreadPoolExecutor(1) as callers:
+        unloading = callers.submit(_unload, own, "leaving")
+        eventually(lambda: _listed(own, "leaving").state == checkpoint_pb2.CHECKPOINT_STATE_UNLOADED)
+        assert own.metric("basin_checkpoint_memory_bytes", checkpoint="leaving") == size
+        assert failure(lambda: _load(own, "next")).reason == "CHECKPOINT_MEMORY"
+        call.cancel()
+        unloading.result()
+    assert own.metric("basin_checkpoint_memory_bytes", checkpoint="leaving") == 0
+    assert _load(own, "next").state == checkpoint_pb2.CHECKPOINT_STATE_READY
 
 
 def test_a_size_is_known_before_loading(folders: dict[str, Path]) -> None:

@@ -34,9 +34,15 @@ def _search(client: Client, **fields: Any) -> reference_pb2.SearchReferenceRespo
     return client.references.SearchReference(request, timeout=LONG)
 
 
-def _huge_png() -> bytes:
-    """A well-formed header that promises nine thousand pixels squared."""
-    chunks = [b"IHDR" + struct.pack(">IIBBBBB", 9_000, 9_000, 8, 0, 0, 0, 0), b"IDAT"]
+def _encoded(image: np.ndarray, file_format: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, file_format, quality=95)
+    return buffer.getvalue()
+
+
+def _large_png() -> bytes:
+    """A well-formed header that promises a column more than may be."""
+    chunks = [b"IHDR" + struct.pack(">IIBBBBB", 4097, 4096, 8, 0, 0, 0, 0), b"IDAT"]
     framed = [struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks]
     return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
 
@@ -54,9 +60,7 @@ def test_list(client: Client, reference: ReferenceSet) -> None:
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP"])
 def test_search_finds_the_image_itself(client: Client, reference: ReferenceSet, file_format: str) -> None:
     """An image of the set, whatever the file format, is its own nearest neighbour."""
-    buffer = io.BytesIO()
-    Image.fromarray(reference.images[17][..., 0]).save(buffer, file_format, quality=95)
-    found = _search(client, image=buffer.getvalue(), limit=3, include_images=True)
+    found = _search(client, image=_encoded(reference.images[17][..., 0], file_format), limit=3, include_images=True)
     first = found.pixel[0]
     assert np.array_equal(reference.images[first.index], reference.images[17])
     assert first.caption == reference.captions[first.index]
@@ -87,7 +91,11 @@ def test_search_gives_ten_hits_unless_said(client: Client, reference: ReferenceS
         ({"image": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"}, "IMAGE_UNREADABLE", "image"),
         ({"image": b"<svg xmlns='http://www.w3.org/2000/svg'/>"}, "IMAGE_UNREADABLE", "image"),
         ({"image": encode_png(np.arange(4096, dtype=np.uint8).reshape(64, 64, 1))[:70]}, "IMAGE_UNREADABLE", "image"),
-        ({"image": _huge_png()}, "IMAGE_TOO_LARGE", "image"),
+        *(
+            ({"image": _encoded(np.zeros((9, 9), np.uint8), other)}, "IMAGE_UNREADABLE", "image")
+            for other in ("BMP", "GIF", "TIFF")
+        ),
+        ({"image": _large_png()}, "IMAGE_TOO_LARGE", "image"),
         ({"image": b"x" * 100_001}, "IMAGE_TOO_LARGE", "image"),
         ({"limit": -1}, "LIMIT_OUT_OF_RANGE", "limit"),
         ({"limit": 101}, "LIMIT_OUT_OF_RANGE", "limit"),

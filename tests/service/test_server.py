@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -12,10 +15,13 @@ import pytest
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from audit.model.sampling import SCHEDULERS
-from audit.v1 import audit_pb2, info_pb2
+from audit.v1 import audit_pb2, batch_pb2, info_pb2
+from service import batch_handlers
+from service import server as server_module
 from service.client import BasinClient
 from service.config import ConfigError, load_settings
 from service.server import SERVICES, start_server
+from tests.service.batch_calls import create, id_of, parts_of, spec
 from tests.service.helpers import (
     LONG,
     NOT_SERVING,
@@ -54,7 +60,7 @@ def test_reflection(client: Client) -> None:
 
 def test_health(client: Client) -> None:
     """Liveness, readiness and every service have a health of their own; others are unknown."""
-    for name in ("", "liveness", "readiness", *SERVICES):
+    for name in ("", "liveness", "startup", "readiness", *SERVICES):
         assert client.health(name) == SERVING
     assert failure(lambda: client.health("nope")).code is grpc.StatusCode.NOT_FOUND
 
@@ -68,7 +74,7 @@ def test_not_ready_while_a_checkpoint_is_missing(folders: Any, prompts: list[str
         assert not server.wait_ready(LONG)
         assert server.metrics_address == ""
         client = Client.of(server)
-        assert client.health("liveness") == SERVING
+        assert client.health("liveness") == client.health("startup") == SERVING
         assert client.health() == client.health("readiness") == client.health("audit.v1.AuditService") == NOT_SERVING
         assert client.health("audit.v1.CheckpointService") == SERVING
         for checkpoint in ("demo", "b"):
@@ -114,6 +120,33 @@ def test_stop_without_grace(prompts: list[str]) -> None:
             stopped = failure_of(ended.value)
             assert (stopped.code, stopped.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
             assert stopped.retry_seconds
+
+
+def test_a_server_that_drains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says so, and calls of every kind that it has begun come to their end within the grace period."""
+    monkeypatch.setattr(server_module, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(batch_handlers, "MOST_INTAKES", 1)
+    over, store = threading.Event(), {"store": f"sqlite:///{tmp_path}/basin.db"}
+
+    def parts() -> Iterator[batch_pb2.UploadBatchRequest]:
+        yield from parts_of(spec(), ["begun before, ended after"])
+        over.wait(LONG)
+
+    free = {"listen": "127.0.0.1:0", "metrics": "127.0.0.1:0"}
+    with start_server(load_settings(**free, batches=store)) as server, ThreadPoolExecutor(1) as callers:
+        assert server.wait_ready(LONG)
+        client = Client.of(server)
+        assert (client.metric("basin_ready"), client.metric("basin_draining")) == (1, 0)
+        upload = client.batches.UploadBatch.future(parts(), timeout=LONG)
+        eventually(lambda: failure(lambda: create(client, [])).reason == "TOO_MANY_INTAKES")
+        stopping = callers.submit(server.stop, grace=LONG)
+        eventually(lambda: client.health("readiness") == NOT_SERVING)
+        assert (client.metric("basin_ready"), client.metric("basin_draining")) == (0, 1)
+        assert client.health("startup") == client.health("liveness") == SERVING
+        assert failure(lambda: create(client, [])).reason == "SHUTTING_DOWN"
+        over.set()
+        assert id_of(upload.result())
+        stopping.result()
 
 
 def test_sigterm_drains(spawn: Callable[..., Process], prompts: list[str]) -> None:

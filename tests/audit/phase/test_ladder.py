@@ -121,6 +121,14 @@ def test_splits_follow_the_purpose() -> None:
     assert lay_out(every, DATA).splits == ("held-out",) * 3 + ("calibrate", "locate")
 
 
+def test_a_ladder_held_out_whole_needs_captions_to_calibrate_with() -> None:
+    """Else nothing would be left to set the thresholds of its truth with, which only its end would tell."""
+    rungs = (Rung(images=1, captions=4), Rung(images=2, captions=2, purpose="locate"))
+    with pytest.raises(ValidationError, match="nothing to calibrate with: add a rung of that purpose"):
+        Recipe(rungs=rungs, held_out="all", **STEPS)
+    assert Recipe(rungs=rungs, **STEPS).held_out == "half"
+
+
 @pytest.mark.parametrize("kind", ["k", "duplication"])
 def test_ladders_kept_for_the_report_share_nothing_with_those_tuned_on(kind: str) -> None:
     """Other images, another seed, width, prediction type, guidance and training length; all captions held out."""

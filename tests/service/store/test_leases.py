@@ -55,6 +55,18 @@ def test_a_worker_that_is_not_seen_loses_its_tasks(store: Store, queue: Queue, e
     assert store.counts(batch.id) == Counts(3, 0, 0)
 
 
+def test_others_count_while_they_are_seen(store: Store, queue: Queue, engine: Engine) -> None:
+    """A worker is alone unless another one took tasks, or told that it lives, within a lease."""
+    batch, other = store.create(entries(2), {}), Queue(engine)
+    queue.take(batch.id, "demo", 1, idle=True)
+    assert queue.alone()
+    other.take(batch.id, "demo", 1, idle=True)
+    assert not queue.alone()
+    unseen(engine, other, LEASE + 1)
+    assert queue.alone()
+    assert not other.alone()
+
+
 def test_recovery_is_of_one_batch(store: Store, queue: Queue, engine: Engine) -> None:
     """What a lost worker did for another batch waits for whoever works on that."""
     batch, another = store.create(entries(1), {}), store.create(entries(1, tag="another "), {})

@@ -49,6 +49,15 @@ def test_batches_by_state(store: Store) -> None:
     assert store.batches(states=["unheard-of"]) == []
 
 
+def test_batches_to_work_on(store: Store) -> None:
+    """The oldest first, with their tasks: none that has ended, and none of a run folder, which is another's work."""
+    made = [store.create(entries(2), settings).id for settings in ({}, {"in_run_folder": False}, {})]
+    store.create(entries(2), {"in_run_folder": True})
+    store.set_state(made[2], DONE)
+    assert [batch.id for batch in store.running()] == made[:2]
+    assert store.tasks() == {(id_, "demo", "pending"): 2 for id_ in made[:2]}
+
+
 def test_batches_by_checkpoint(store: Store) -> None:
     """Those that audit it, alone or beside others; together with a state, and page by page."""
     made = {
