@@ -168,6 +168,7 @@ class Server:
                 # A client whose machine or network is gone says nothing: ask, or its audits would go on for nobody.
                 ("grpc.keepalive_time_ms", round(1000 * KEEPALIVE_SECONDS)),
                 ("grpc.keepalive_timeout_ms", round(1000 * KEEPALIVE_SECONDS)),
+                ("grpc.http2.ping_timeout_ms", round(1000 * KEEPALIVE_SECONDS)),  # or it is a minute
                 ("grpc.max_concurrent_streams", MOST_STREAMS),
             ),
         )

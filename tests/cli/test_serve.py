@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 from pathlib import Path
@@ -13,9 +14,18 @@ from audit import demo
 from service.client import BasinClient
 from tests.cli.conftest import Basin, is_one_error, start_basin
 
+#: Packages that other commands need, which take a server's start seconds and its memory; each has a library of its own.
+OF_OTHERS = {"matplotlib", "ray", "sklearn"}
+
+
+def packages_of(pid: int) -> set[str]:
+    """Installed packages of which a process has loaded a library."""
+    mapped = Path(f"/proc/{pid}/maps").read_text()
+    return set(re.findall(r"/site-packages/([^/\s]+)/", mapped))
+
 
 def test_serves_what_the_flags_name_until_sigterm(tmp_path: Path) -> None:
-    """Flags reach the server; SIGTERM ends it with 0."""
+    """Flags reach the server, which loads nothing that it does not need; SIGTERM ends it with 0."""
     (tmp_path / "basin.yaml").write_text("limits: {seeds: 20}\nqueue_evaluations: 3\n")
     process = start_basin(
         "serve", "--config", tmp_path / "basin.yaml", "--listen", "127.0.0.1:0", "--metrics", "off",
@@ -27,6 +37,9 @@ def test_serves_what_the_flags_name_until_sigterm(tmp_path: Path) -> None:
         events = (json.loads(line) for line in process.stderr)
         address = next(event["address"] for event in events if event["event"] == "listening")
         assert any(event["event"] == "ready" for event in events)
+        loaded = packages_of(process.pid)
+        assert {"torch", "grpc"} <= loaded
+        assert not OF_OTHERS & loaded
         with BasinClient(address, timeout=60) as client:
             info = client.info()
         assert [checkpoint.id for checkpoint in info.checkpoints] == ["mine"]

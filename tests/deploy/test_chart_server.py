@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import yaml
 
-from tests.deploy.chart import VALUES, Object, container, find, kinds, pod, render, selects, server, settings
+from tests.deploy.chart import Object, container, find, kinds, pod, render, selects, server, settings
 
 
 def test_a_label_of_the_user_changes_no_selector() -> None:
@@ -165,12 +164,42 @@ def test_servers_wait_for_downloads() -> None:
     assert "hub" in str(container(job, "download")["envFrom"])
 
 
-def test_another_list_of_downloads_is_another_job() -> None:
-    """A job cannot be changed."""
-    download = yaml.safe_load(VALUES["downloads"].read_text())["models"]["download"]
-    download["repositories"].pop()
-    jobs = [find(render("downloads"), "Job"), find(render("downloads", models={"download": download}), "Job")]
-    assert jobs[0]["metadata"]["name"] != jobs[1]["metadata"]["name"]
+OTHER = {"repository": "studio/other", "revision": "v1", "folder": "other"}
+
+
+@pytest.mark.parametrize(
+    ("values", "another_job", "another_mark"),
+    [
+        ({"models": {"download": {"repositories": [OTHER]}}}, True, True),
+        ({"models": {"download": {"extraEnv": []}}}, True, False),
+        ({"models": {"download": {"resources": {"limits": {"memory": "4Gi"}}}}}, True, False),
+        ({"image": {"tag": "0.2.0"}}, True, False),
+        ({"nodeSelector": {"disk": "fast"}}, True, False),
+        ({"config": {"grace_seconds": 60}, "podLabels": {"team": "trust"}, "preStopSeconds": 0}, False, False),
+        (
+            {
+                "replicaCount": 2,
+                "store": {"type": "postgresql", "postgresql": {"existingSecret": "store"}},
+                "models": {"persistence": {"accessModes": ["ReadWriteMany"]}},
+            },
+            False,
+            False,
+        ),
+    ],
+)
+def test_a_download_that_differs_in_anything_is_another_job(
+    values: Object, another_job: bool, another_mark: bool
+) -> None:
+    """A job cannot be changed; servers wait only where something else is downloaded."""
+
+    def rendered(**values: Any) -> tuple[Object, str]:
+        objects = render("downloads", **values)
+        (job,) = (one for one in objects if one["metadata"]["name"].startswith("basin-download-"))
+        return job, container(server(objects), "wait-for-downloads")["command"][-1]
+
+    (before, mark), (after, other) = rendered(), rendered(**values)
+    assert (before["metadata"]["name"] != after["metadata"]["name"]) is (before["spec"] != after["spec"]) is another_job
+    assert (mark != other) is another_mark
 
 
 def test_extras_reach_the_server() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from service.config import load_settings
 from service.server import serve
+from service.store import engine
 from tests.service.helpers import LONG, Client
 
 
@@ -21,16 +22,17 @@ class Process:
 
     Args:
         log: a file that it may write.
+        abandoned: seconds that PostgreSQL lets its transactions wait for it.
         settings: on top of free ports.
     """
 
-    def __init__(self, log: Path, **settings: Any) -> None:
+    def __init__(self, log: Path, *, abandoned: int = engine.ABANDONED, **settings: Any) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])  # what takes seconds to import is imported once
         self._log = log
         log.touch()
         free = {"listen": "127.0.0.1:0", "metrics": "127.0.0.1:0", "log_format": "json", "threads": 1}
-        self._process = context.Process(target=_serve, args=(log, {**free, **settings}))
+        self._process = context.Process(target=_serve, args=(log, abandoned, {**free, **settings}))
         self._process.start()
 
     @property
@@ -80,7 +82,8 @@ class Process:
         self._process.join()
 
 
-def _serve(log: Path, settings: dict[str, Any]) -> None:
+def _serve(log: Path, abandoned: int, settings: dict[str, Any]) -> None:
+    engine.ABANDONED = abandoned
     with log.open("w") as file:
         os.dup2(file.fileno(), 2)
     asyncio.run(serve(load_settings(**settings)))

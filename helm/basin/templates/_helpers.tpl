@@ -162,7 +162,7 @@ tolerations:
 {{- end }}
 {{- end }}
 
-{{- /* A digest of everything that the download job does; "" where it has nothing to do. */}}
+{{- /* The mark of what is downloaded: a digest of the list; "" where that is empty. */}}
 {{- define "basin.downloads" -}}
 {{- with .Values.models.download.repositories }}{{ toJson . | sha256sum | trunc 10 }}{{ end -}}
 {{- end }}
