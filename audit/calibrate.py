@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm
 
 from audit.auditor import Auditor
 from audit.errors import InvalidInput
@@ -30,7 +31,7 @@ ORDINARY_RECURRENCE = 0.05
 #: Share of ordinary prompts that screening may flag; more where they are too few to tell.
 FALSE_POSITIVE_RATE = 0.05
 #: Share of pairs of samples whose distances are taken for the lower tail.
-TAIL = 0.01
+TAIL = 0.1
 #: Share of real images from elsewhere that may count as copies.
 FALSE_COPIES = 0.01
 #: Reference images that stand for them, at most.
@@ -116,8 +117,8 @@ def recurrence_threshold(pairs: NDArray[np.float64], definition_samples: int = D
     """The δ_s within which `ORDINARY_RECURRENCE` of the samples of ordinary prompts have another one, among N.
 
     A sample has another one of N − 1 within δ with probability 1 − (1 − F(δ))^(N−1), F the distribution of the
-    distance between two samples. That asks for F where few pairs are seen: near its lower end it grows like a power of
-    δ, whose exponent is the number of dimensions that samples vary in, estimated by maximum likelihood (Hill 1975).
+    distance between two samples. That asks for F where few pairs are seen: its lower tail is taken for that of a
+    log-normal distribution, a straight line of log δ over the normal quantile of F, drawn through the lowest tenth.
 
     Args:
         pairs: distances between two samples of one prompt, of all prompts.
@@ -127,10 +128,10 @@ def recurrence_threshold(pairs: NDArray[np.float64], definition_samples: int = D
     ordered = np.maximum(np.sort(pairs), 1e-9)
     if wanted * len(ordered) >= 10:  # seen often enough to be counted
         return float(np.quantile(ordered, wanted))
-    count = max(10, round(TAIL * len(ordered)))
-    edge, tail = ordered[count], ordered[:count]
-    exponent = 1 / max(float(np.log(edge / tail).mean()), 1e-3)
-    return float(edge * (wanted * len(ordered) / count) ** (1 / exponent))
+    count = max(min(10, len(ordered)), round(TAIL * len(ordered)))
+    quantiles = norm.ppf((np.arange(count) + 0.5) / len(ordered))
+    slope, intercept = np.polyfit(quantiles, np.log(ordered[:count]), 1)
+    return float(np.exp(intercept + slope * norm.ppf(wanted)))
 
 
 def copy_threshold(finder: NeighborFinder) -> float:

@@ -356,8 +356,15 @@ ROWS: dict[str, list[Panel]] = {
         ),
         Panel(
             "Denoiser evaluations",
-            "Rows a second, for callers' audits and for batches.",
-            [rate("basin_denoiser_evaluations_total", CHECKPOINT, "checkpoint, work")],
+            "Rows a second, for callers' audits and for batches; and those saved where an answer was settled before.",
+            [
+                rate("basin_denoiser_evaluations_total", CHECKPOINT, "checkpoint, work"),
+                (
+                    f"-sum by (checkpoint) (rate(basin_denoiser_evaluations_saved_total{{{CHECKPOINT}}}"
+                    "[$__rate_interval]))",
+                    "{{checkpoint}} saved",
+                ),
+            ],
             "ops",
             stacked=True,
         ),
@@ -385,6 +392,13 @@ ROWS: dict[str, list[Panel]] = {
             "Verdicts",
             "Of callers' audits, a second.",
             [rate("basin_audits_total", f'{CHECKPOINT}, code="OK"', "checkpoint, verdict")],
+            "reqps",
+            stacked=True,
+        ),
+        Panel(
+            "Screened prompts",
+            "Prompts screened on pure noise, a second, and which of them were flagged.",
+            [rate("basin_screened_prompts_total", CHECKPOINT, "checkpoint, flagged")],
             "reqps",
             stacked=True,
         ),
@@ -463,6 +477,20 @@ ROWS: dict[str, list[Panel]] = {
             "Last loading",
             "Seconds that it took.",
             [(f"basin_checkpoint_load_seconds{{{CHECKPOINT}}}", "{{checkpoint}} on {{instance}}")],
+            "s",
+            "bargauge",
+        ),
+        Panel(
+            "Age of calibrations",
+            "Since each was made, by its digest. A checkpoint without one of its own is judged by built-in defaults.",
+            [
+                (
+                    f"(time() - max by (checkpoint) (basin_calibration_timestamp_seconds{{{CHECKPOINT}}} > 0)) * "
+                    f"on (checkpoint) group_left (digest) group by (checkpoint, digest) "
+                    f"(basin_calibration_info{{{CHECKPOINT}}})",
+                    "{{checkpoint}} {{digest}}",
+                )
+            ],
             "s",
             "bargauge",
         ),

@@ -12,6 +12,7 @@ from audit.errors import AuditError
 from service.cli import (
     audits,
     batch,
+    calibrating,
     comparing,
     demonstration,
     operating,
@@ -37,6 +38,7 @@ app.command()(serving.serve)
 app.command()(operating.health)
 app.command()(operating.token)
 app.command()(audits.audit)
+app.command()(calibrating.calibrate)
 for command in (remote.submit, remote.status, remote.results, remote.cancel):
     batch.app.command()(command)
 app.add_typer(batch.app, name="batch")

@@ -7,7 +7,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from multiprocessing.connection import Connection
@@ -18,9 +19,10 @@ import torch
 from audit import demo
 from audit.bench.truth import TruthRow, load_truth
 from audit.model.checkpoint import Checkpoint
-from audit.model.denoiser import repeat
+from audit.model.denoiser import Condition, Denoiser, MeteredDenoiser, repeat
 from audit.model.loading import load_checkpoint
 from audit.reference.reference_set import ReferenceSet
+from audit.report import Report
 from service.client import BasinClient, ServiceError
 
 #: Seeds of benchmark audits: apart from those of the truth, of the fit and of everyday audits.
@@ -74,6 +76,30 @@ def bare_forward(rows: int) -> Callable[[], object]:
 def forward_seconds(rows: int, repeats: int = 20) -> float:
     """Median wall seconds of one bare UNet call with so many rows."""
     return float(np.median(seconds(bare_forward(rows), repeats)))
+
+
+class _Recorded(MeteredDenoiser):
+    """Counts calls by their rows."""
+
+    def __init__(self, inner: Denoiser) -> None:
+        super().__init__(inner)
+        self.calls: Counter[int] = Counter()
+
+    def native(self, x: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
+        self.calls[len(x)] += 1
+        return super().native(x, t, condition)
+
+
+def calls_of(audit: Callable[..., Report]) -> tuple[Counter[int], Report]:
+    """How many denoiser calls of how many rows an audit makes that is told its denoiser, and what it finds."""
+    recorded = _Recorded(checkpoint().denoiser)
+    report = audit(denoiser=recorded)
+    return recorded.calls, report
+
+
+def bare_seconds(calls: Mapping[int, int], repeats: int = 10) -> float:
+    """What these calls take the bare UNet."""
+    return sum(count * forward_seconds(rows, repeats) for rows, count in calls.items())
 
 
 @contextmanager

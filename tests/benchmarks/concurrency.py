@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import grpc
 import numpy as np
@@ -19,6 +21,8 @@ from service.client import BasinClient
 from tests.benchmarks.common import (
     BENCHMARK_SEED,
     bare_forward,
+    bare_seconds,
+    calls_of,
     checkpoint,
     forward_seconds,
     markdown,
@@ -30,6 +34,8 @@ from tests.benchmarks.common import (
 AUDITS = 16
 ROUNDS = 3
 CURVE = (1, 4, 8, 16, 32, 64, 128, 256)
+#: Rows of the first group of an audit's seeds.
+OWN = 4
 #: Most rows that the server merges into one pass, by default.
 MERGED = 128
 
@@ -37,28 +43,31 @@ MERGED = 128
 def run() -> str:
     """The table, as Markdown."""
     prompts = [row.prompt for row in truth()[:: len(truth()) // AUDITS]][:AUDITS]
+    calls, samples = _work(prompts)
     together, alone, offline, gains = [], [], [], []
     with served() as (client, _), ThreadPoolExecutor(AUDITS) as pool:
         _at_once(client, prompts, pool)  # reconstructs the reference images that are near
         for _ in range(ROUNDS):
             # What is compared stands side by side in time: the machine's speed drifts.
-            before = _offline(prompts)
+            before = _offline(calls, samples)
             together.append(_at_once(client, prompts, pool))
-            offline.append((before + _offline(prompts)) / 2)
+            offline.append((before + _offline(calls, samples)) / 2)
             alone.append(_one_by_one(client, prompts))
-            gains.append(_bare_gain())
+            gains.append(_bare_gain(calls))
         health = _health_milliseconds(client, prompts, pool)
     ratio = np.asarray(together) / np.asarray(offline)
     gain = np.asarray(alone) / np.asarray(together)
     relative = gain / np.asarray(gains)
     curve = [(rows, rows / forward_seconds(rows, 10)) for rows in CURVE]
-    base = dict(curve)[Budget().seeds]
+    base = dict(curve)[OWN]
+    evaluations = sum(rows * count for rows, count in calls.items())
     return f"""# Concurrent audits
 
 `python -m tests.benchmarks concurrency`: {AUDITS} audits at the default budget over gRPC, all at once and one after
 another. The offline batch is as many rows through the bare UNet, {MERGED} a pass, then decoding and search of all
-samples, in one process without a server, before and after. An audit's own batches have {Budget().seeds} rows in
-sampling and 64 in curvature, merged ones {MERGED}. {ROUNDS} rounds, interleaved; median (range).
+samples, in one process without a server, before and after. An audit's own batches have
+{evaluations / sum(calls.values()):.1f} rows on average, merged ones {MERGED}. {ROUNDS} rounds, interleaved; median
+(range).
 
 {
         markdown(
@@ -72,7 +81,7 @@ sampling and 64 in curvature, merged ones {MERGED}. {ROUNDS} rounds, interleaved
         )
     }
 
-Rows a second of the bare forward pass, relative to {Budget().seeds} rows:
+Rows a second of the bare forward pass, relative to {OWN} rows:
 
 {markdown([str(rows) for rows, _ in curve], [[f"{rate / base:.2f}" for _, rate in curve]])}
 
@@ -97,16 +106,22 @@ def _at_once(client: BasinClient, prompts: list[str], pool: ThreadPoolExecutor) 
     return time.perf_counter() - start
 
 
-def _bare_gain() -> float:
+def _work(prompts: list[str]) -> tuple[Counter[int], int]:
+    """Denoiser calls of all audits by their rows, and samples drawn."""
+    auditor, budget = Auditor(checkpoint(), reference(), demo.calibration()), Budget(first_seed=BENCHMARK_SEED)
+    calls: Counter[int] = Counter()
+    samples = 0
+    for prompt in prompts:
+        own, report = calls_of(partial(auditor.audit, prompt, budget=budget))
+        calls += own
+        samples += len(report.seeds)
+    return calls, samples
+
+
+def _bare_gain(calls: Counter[int]) -> float:
     """What a row of an audit costs in the audit's own batches, over what it costs in a merged one, by bare passes."""
-    auditor, budget = Auditor(checkpoint(), reference(), demo.calibration()), Budget()
-    curve = budget.curvature
-    # Central differences double the rows of a call.
-    rows = 2 * curve.samples * len(curve.noise_levels) * (2 if curve.baseline else 1) * curve.probes
-    own = {budget.seeds: budget.seeds * auditor.resolve_sampler().steps, rows: rows * curve.steps}
-    assert sum(own.values()) == auditor.planned_evaluations(auditor.resolve_sampler(), budget)
-    alone = sum(evaluations * forward_seconds(size, 20) / size for size, evaluations in own.items())
-    return alone / (sum(own.values()) * forward_seconds(MERGED, 10) / MERGED)
+    evaluations = sum(rows * count for rows, count in calls.items())
+    return bare_seconds(calls) / (evaluations * forward_seconds(MERGED, 10) / MERGED)
 
 
 def _health_milliseconds(client: BasinClient, prompts: list[str], pool: ThreadPoolExecutor) -> list[float]:
@@ -130,11 +145,10 @@ def _one_by_one(client: BasinClient, prompts: list[str]) -> float:
     return time.perf_counter() - start
 
 
-def _offline(prompts: list[str]) -> float:
-    auditor = Auditor(checkpoint(), reference(), demo.calibration())
-    evaluations = len(prompts) * auditor.planned_evaluations(auditor.resolve_sampler(), Budget())
+def _offline(calls: Counter[int], samples: int) -> float:
+    evaluations = sum(rows * count for rows, count in calls.items())
     model = checkpoint()
-    latents = torch.randn(len(prompts) * Budget().seeds, *model.latent_shape(model.defaults))
+    latents = torch.randn(samples, *model.latent_shape(model.defaults))
     call = bare_forward(MERGED)
     start = time.perf_counter()
     for _ in range(math.ceil(evaluations / MERGED)):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 
 from audit import demo
 from audit.auditor import Auditor
 from audit.budget import Budget
-from tests.benchmarks.common import checkpoint, forward_seconds, markdown, reference, truth
+from tests.benchmarks.common import bare_seconds, calls_of, checkpoint, markdown, reference, truth
 
 AUDITS = 12
 
@@ -21,15 +22,11 @@ def run() -> str:
     for prompt in prompts:  # the first visit reconstructs reference images, later ones remember them
         auditor.audit(prompt, budget=budget)
     ratios, shares = [], []
-    curve = budget.curvature
-    points = curve.samples * len(curve.noise_levels) * 2 * curve.probes
     for prompt in prompts:
+        calls, _ = calls_of(partial(auditor.audit, prompt, budget=budget))
         # Bare forward passes right before each audit, so that both see the same neighbours on the machine.
-        sampling, products = forward_seconds(budget.seeds, 10), forward_seconds(2 * points, 10)
+        bare = bare_seconds(calls)
         cost = auditor.audit(prompt, budget=budget).cost
-        bare = cost.sampling_evaluations * sampling / budget.seeds + cost.curvature_evaluations * products / (
-            2 * points
-        )
         extra = cost.stage_seconds["decoding"] + cost.stage_seconds["searching"]
         ratios.append((cost.compute_seconds - extra) / bare)
         shares.append(extra / cost.compute_seconds)
@@ -39,7 +36,7 @@ def run() -> str:
     return f"""# Overhead of an audit
 
 `python -m tests.benchmarks overhead`: {len(prompts)} audits at the default budget, one after another; wall time
-without decoding and search over (NFE × the bare UNet's time a row at the same batch, measured right before). Standard
+without decoding and search over the time that the bare UNet takes for the same calls, measured right before. Standard
 error of the mean {error:.3f}.
 
 {markdown(["median ratio", "10% to 90%", "decoding and search, share of the audit"], rows)}

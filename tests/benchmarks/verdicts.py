@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from audit import demo
 from audit.auditor import Auditor
@@ -17,8 +15,6 @@ from audit.bench.truth import TruthRow
 from audit.budget import Budget
 from audit.progress import progress_bar
 from audit.report import Report
-from audit.verdict.calibration import Calibration, recurrence_features
-from audit.verdict.decision import Decision, decide
 from audit.verdict.rule import CLASSES
 from tests.benchmarks.common import BENCHMARK_SEED, checkpoint, markdown, reference, truth
 
@@ -30,20 +26,16 @@ Audits = list[tuple[TruthRow, Report]]
 def run() -> str:
     """The tables, as Markdown."""
     budget, calibration = Budget(), demo.calibration()
-    with_reference = _audit(Auditor(checkpoint(), reference(), calibration), budget)
-    # The same samples and measurements, concluded as if nothing had been searched.
-    without = [
-        (row, replace(report, decision=_without_reference(report, calibration))) for row, report in with_reference
-    ]
-    held_out = [pair for pair in with_reference if pair[0].split == "held-out"]
-    dominated = [pair for pair in held_out if pair[0].dominant]
-    evaluations = np.mean([report.cost.evaluations for _, report in with_reference])
     rows = truth()
+    wanted = [row for row in rows if row.split == "held-out"]
+    held_out = _audit(Auditor(checkpoint(), reference(), calibration), wanted, budget)
+    without = _audit(Auditor(checkpoint(), None, calibration), wanted, budget)
+    dominated, alone = ([pair for pair in audits if pair[0].dominant] for audits in (held_out, without))
     control = text_only_auc([r.prompt for r in rows], [r.dominant != "generalized" for r in rows])
     return f"""# Verdicts on the demo checkpoint
 
-`python -m tests.benchmarks verdicts`: {budget.seeds} seeds a prompt, {evaluations:.0f} denoiser evaluations (NFE);
-truth by 512 samples a prompt ({512 * 20:,} NFE). Held-out prompts with a dominant class
+`python -m tests.benchmarks verdicts`: {budget.minimum_seeds} to {budget.seeds} seeds a prompt, as many as it takes;
+truth by 512 samples a prompt ({512 * 20:,} denoiser evaluations, NFE). Held-out prompts with a dominant class
 ({len(dominated) // REPEATS} of {len(held_out) // REPEATS}), each audited {REPEATS} times with fresh seeds; ± is the
 spread over the {REPEATS} repeats.
 
@@ -53,45 +45,56 @@ With the complete reference set:
 
 Without a reference set, recurring (memorized or spurious) against generalized:
 
-{_recurring_table([pair for pair in without if pair[0].split == "held-out" and pair[0].dominant])}
+{_recurring_table(alone)}
 
-Estimated fractions against the true ones, all held-out prompts: mean absolute error
+and all three classes:
+
+{_class_table(alone)}
+
+Estimated fractions against the true ones, all held-out prompts, with the reference set: mean absolute error
 {_fraction_error(held_out):.3f}; {_coverage(held_out):.0%} of the 90% intervals hold the true fraction.
 
-Single measurements, recurring against generalized, AUC with 95% bootstrap interval over prompts (first repeat; no
-fitted part, so prompts of both splits count, those with a dominant class):
+What an audit takes, curvature's spectrum left out, which decides nothing:
 
-{_single_table([pair for pair in with_reference if pair[0].dominant and pair[1].seeds[0] == BENCHMARK_SEED])}
+{_cost_table(held_out, without)}
+
+Single measurements, AUC with 95% bootstrap interval over held-out prompts with a dominant class (first repeat):
+
+{_single_table([pair for pair in dominated if pair[1].seeds[0] == BENCHMARK_SEED])}
 
 Text-only control (naive Bayes on the words, cross-validated), recurring against the rest: {control.value:.2f}
 ({control.lower:.2f} to {control.upper:.2f}).
 """
 
 
-def _audit(auditor: Auditor, budget: Budget) -> Audits:
+def _audit(auditor: Auditor, rows: Sequence[TruthRow], budget: Budget) -> Audits:
     found: Audits = []
     with progress_bar() as bar:
-        wanted = [(row, REPEATS if row.split == "held-out" else 1) for row in truth()]
-        task = bar.add_task("audits", total=sum(repeats for _, repeats in wanted), note="")
-        for row, repeats in wanted:
-            for repeat in range(repeats):
+        task = bar.add_task("audits", total=len(rows) * REPEATS, note="")
+        for row in rows:
+            for repeat in range(REPEATS):
                 fresh = replace(budget, first_seed=BENCHMARK_SEED + repeat * budget.seeds)
                 found.append((row, auditor.audit(row.prompt, budget=fresh)))
                 bar.advance(task)
     return found
 
 
-def _without_reference(report: Report, calibration: Calibration) -> Decision:
-    return decide(
-        report.stability,
-        None,
-        report.curvature,
-        calibration,
-        reference_complete=False,
-        dimension=math.prod(checkpoint().decode(torch.zeros(1, *checkpoint().latent_shape(report.sampler))).shape),
-        definition_samples=report.budget_definition_samples,
-        fits=report.calibration_fits,
-    )
+def _cost_table(held_out: Audits, without: Audits) -> str:
+    rows = []
+    for label, audits in (("with the reference set", held_out), ("without one", without)):
+        seeds = np.asarray([len(report.seeds) for _, report in audits])
+        made = np.asarray([_deciding(report) for _, report in audits])
+        shares = [f"{np.mean(seeds == count):.0%}" for count in (4, 8, 16, 32)]
+        rows.append([label, *shares, f"{made.mean():.0f}", f"{np.quantile(made, 0.9):.0f}", f"{made.max()}"])
+    return markdown(["", "4 seeds", "8", "16", "32", "NFE, mean", "90% within", "at most"], rows)
+
+
+def _deciding(report: Report) -> int:
+    """Evaluations without those of the spectrum."""
+    levels = report.evidence.curvature
+    settings = report.curvature_settings
+    points = min(settings.samples, len(report.seeds)) * len(levels) * settings.probes * settings.steps
+    return report.cost.evaluations - 2 * points * (2 if settings.baseline else 1)
 
 
 def _by_repeat(audits: Audits) -> list[Audits]:
@@ -171,27 +174,12 @@ def _coverage(audits: Audits) -> float:
 
 
 def _single_table(audits: Audits) -> str:
-    positive = [row.dominant != "generalized" for row, _ in audits]
     rows = []
-    features = [recurrence_features(r.stability, r.curvature, r.decision.delta_s) for _, r in audits]
-    signs = {"flat_share": -1.0}
-    for name in features[0]:
-        area = bootstrap_auc(positive, [signs.get(name, 1.0) * f[name] for f in features])
-        rows.append([name, f"{area.value:.3f}", f"{area.lower:.3f} to {area.upper:.3f}"])
-    for index, level in enumerate(audits[0][1].curvature):
-        area = bootstrap_auc(positive, [r.curvature[index].prompt.trace for _, r in audits])
-        rows.append([f"trace at σ = {level.sigma:.2f}", f"{area.value:.3f}", f"{area.lower:.3f} to {area.upper:.3f}"])
-        differences = [
-            level.prompt.trace - level.unconditional.trace
-            for _, r in audits
-            if (level := r.curvature[index]).unconditional is not None
-        ]
-        area = bootstrap_auc(positive, differences)
-        rows.append(
-            [
-                f"trace minus unconditional at σ = {level.sigma:.2f}",
-                f"{area.value:.3f}",
-                f"{area.lower:.3f} to {area.upper:.3f}",
-            ]
+    for name in (one.name for one in audits[0][1].decision.measurements):
+        values = [next(one.value for one in r.decision.measurements if one.name == name) for _, r in audits]
+        areas = (
+            bootstrap_auc([row.dominant == "memorized" for row, _ in audits], values),
+            bootstrap_auc([row.dominant != "generalized" for row, _ in audits], values),
         )
-    return markdown(["measurement", "AUC", "95% interval"], rows)
+        rows.append([name, *map(str, areas)])
+    return markdown(["measurement", "memorized against the rest", "recurring against generalized"], rows)

@@ -16,11 +16,11 @@ _unused = itertools.count(10_000, 1000)
 
 
 def spec(*checkpoints: str, seeds: int = 2, steps: int = 2, **fields: Any) -> batch_pb2.BatchSpec:
-    """Audits of 4 evaluations, with noise seeds that no other batch has, so that no answer is known before."""
+    """Audits of `SMALL` evaluations, with noise seeds that no other batch has, so that no answer is known before."""
     made = batch_pb2.BatchSpec(
         checkpoints=checkpoints or ["demo"],
         sampler=audit_pb2.SamplerOptions(steps=steps, guidance=1.0),
-        budget=audit_pb2.BudgetOptions(seeds=seeds, first_seed=next(_unused), curvature="off"),
+        budget=audit_pb2.BudgetOptions(seeds=seeds, minimum_seeds=seeds, first_seed=next(_unused), curvature="off"),
     )
     made.MergeFrom(batch_pb2.BatchSpec(**fields))
     return made

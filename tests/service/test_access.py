@@ -34,7 +34,18 @@ from service.quotas import Quotas
 from service.server import METHODS, start_server
 from service.status import QuotaExceeded
 from tests.service.batch_calls import cancel, create, delete, ended, parts_of, results, spec, upload
-from tests.service.helpers import LONG, SERVING, Client, endless, eventually, failure, failure_of, small, until_sampling
+from tests.service.helpers import (
+    LONG,
+    SERVING,
+    SMALL,
+    Client,
+    endless,
+    eventually,
+    failure,
+    failure_of,
+    small,
+    until_sampling,
+)
 
 ISSUER, AUDIENCE = "https://issuer.example", "basin"
 
@@ -63,7 +74,7 @@ def test_scopes(launch: Callable[..., Client], tmp_path: Path, prompts: list[str
     own = launch(auth={"tokens": tokens(tmp_path / "tokens", alice=["audit"], root=["admin"])})
     unknown = grpc.StatusCode.UNAUTHENTICATED
     with as_client(own, "alice") as alice, as_client(own, "root") as root, as_client(own, "eve") as eve:
-        assert alice.audit(small(prompts[0])).cost.evaluations == 4
+        assert alice.audit(small(prompts[0])).cost.evaluations == SMALL
         assert alice.info().version
         assert refusal(lambda: alice.unload_checkpoint("demo")) == (grpc.StatusCode.PERMISSION_DENIED, "SCOPE_MISSING")
         assert refusal(lambda: list(alice.batches())) == (grpc.StatusCode.PERMISSION_DENIED, "SCOPE_MISSING")
@@ -212,7 +223,7 @@ def test_the_audit_log_tells_who_asked_what(launch: Callable[..., Client], tmp_p
         first["verdict"]
         == audit_pb2.DESCRIPTOR.pool.FindEnumTypeByName("audit.v1.Verdict").values_by_number[report.verdict].name
     )
-    assert first["evaluations"] == 4
+    assert first["evaluations"] == SMALL
     assert (second["code"], second["reason"]) == ("INVALID_ARGUMENT", "PROMPT_EMPTY")
     journal.rename(tmp_path / "audit.log.1")
     own.audit(small(prompts[0]))
@@ -257,7 +268,7 @@ def test_an_audit_log_that_cannot_be_written_any_more_fails_no_call(tmp_path: Pa
         client = Client.of(server)
         shutil.rmtree(journal.parent)
         for _ in range(2):
-            assert client.audit(small(prompts[0])).cost.evaluations == 4
+            assert client.audit(small(prompts[0])).cost.evaluations == SMALL
         assert log.getvalue().count("audit log not written") == 2
         journal.parent.mkdir()
         client.audit(small(prompts[0]))

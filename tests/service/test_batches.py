@@ -41,10 +41,17 @@ from tests.service.batch_calls import (
     unload,
     upload,
 )
-from tests.service.helpers import LONG, Client, eventually, failure, small
+from tests.service.helpers import LONG, SMALL, Client, eventually, failure, small
 
 RUNNING, PAUSED = batch_pb2.BATCH_STATE_RUNNING, batch_pb2.BATCH_STATE_PAUSED
 DONE, CANCELLED = batch_pb2.BATCH_STATE_DONE, batch_pb2.BATCH_STATE_CANCELLED
+
+
+def _evaluations(client: Client, *checkpoints: str) -> float:
+    """Made until now, and what these checkpoints predict without a prompt, which is computed once, among them."""
+    for checkpoint in checkpoints:
+        client.audit(small("nothing", checkpoint=checkpoint))
+    return client.metric("basin_denoiser_evaluations_total")
 
 
 def test_a_batch_is_audited(batch_client: Client, prompts: list[str]) -> None:
@@ -94,7 +101,7 @@ def test_unset_fields_are_the_servers_defaults(launch: Callable[..., Client], tm
 def test_duplicates_are_audited_once(batch_client: Client) -> None:
     """Also those that another batch has audited already."""
     how = spec()
-    before = batch_client.metric("basin_denoiser_evaluations_total")
+    before = _evaluations(batch_client, "demo")
     id_ = create(batch_client, ["one", "two", "one", "one ", "two"], how)
     batch = ended(batch_client, id_)
     assert batch.progress.prompts == 5
@@ -104,11 +111,11 @@ def test_duplicates_are_audited_once(batch_client: Client) -> None:
     assert found[0].first == found[2].first
     assert found[0].second == found[2].second
     assert batch.progress.done <= 2 * 3
-    assert batch_client.metric("basin_denoiser_evaluations_total") - before == 4 * batch.progress.done
+    assert batch_client.metric("basin_denoiser_evaluations_total") - before == SMALL * batch.progress.done
     again = ended(batch_client, create(batch_client, ["two", "one", "new"], how))
     fresh = again.progress.done - sum(2 if one.HasField("second") else 1 for one in found[:2])
     assert fresh in (1, 2)
-    assert batch_client.metric("basin_denoiser_evaluations_total") - before == 4 * (batch.progress.done + fresh)
+    assert batch_client.metric("basin_denoiser_evaluations_total") - before == SMALL * (batch.progress.done + fresh)
 
 
 def test_two_checkpoints(batch_client: Client, prompts: list[str]) -> None:
@@ -132,14 +139,14 @@ def test_two_checkpoints(batch_client: Client, prompts: list[str]) -> None:
 
 def test_two_names_of_one_checkpoint(batch_client: Client, prompts: list[str]) -> None:
     """What decides an answer is the same, so that each is worked out once and counts twice."""
-    before = batch_client.metric("basin_denoiser_evaluations_total")
+    before = _evaluations(batch_client, "demo", "twin")
     id_ = create(batch_client, prompts[:3], spec("demo", "twin"))
     batch = ended(batch_client, id_)
     found = results(batch_client, id_)
     assert [one.checkpoint for one in found] == 3 * ["demo"] + 3 * ["twin"]
     for one, other in zip(found[:3], found[3:], strict=True):
         assert (one.key, one.first, one.second, one.outcome) == (other.key, other.first, other.second, other.outcome)
-    assert batch_client.metric("basin_denoiser_evaluations_total") - before == 4 * batch.progress.done
+    assert batch_client.metric("basin_denoiser_evaluations_total") - before == SMALL * batch.progress.done
     assert batch.outcomes[0].prompts == batch.outcomes[1].prompts
 
 
@@ -316,7 +323,7 @@ def test_cancel(batch_client: Client) -> None:
         batch_client.audit(small("cancelled", checkpoint="demo"))
     made = batch_client.metric("basin_denoiser_evaluations_total")
     batch_client.audit(small("cancelled", checkpoint="demo"))
-    assert batch_client.metric("basin_denoiser_evaluations_total") - made == 4
+    assert batch_client.metric("basin_denoiser_evaluations_total") - made == SMALL
     now = get(batch_client, id_)
     assert 2 <= now.progress.done < 60
     assert now.progress.open >= 60 - now.progress.done

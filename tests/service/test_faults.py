@@ -31,6 +31,7 @@ from tests.service.batch_calls import endless as endless_batch
 from tests.service.helpers import (
     LONG,
     SERVING,
+    SMALL,
     Client,
     endless,
     eventually,
@@ -74,7 +75,7 @@ def test_connections_that_say_nothing(launch: Callable[..., Client], prompts: li
             half = stack.enter_context(socket.create_connection((host, int(port))))
             if number % 2:
                 half.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[: number % 24])
-        assert own.audit(small(prompts[0])).cost.evaluations == 4
+        assert own.audit(small(prompts[0])).cost.evaluations == SMALL
         assert own.health() == SERVING
     eventually(lambda: psutil.Process().num_fds() <= files + 8)
 
@@ -90,7 +91,7 @@ def test_a_client_that_does_not_read(launch: Callable[..., Client], prompts: lis
     lazy = [own.batches.StreamBatchResults(request) for _ in range(20)]
     for call in lazy:
         next(iter(call))
-    assert own.audit(small(prompts[0])).cost.evaluations == 4
+    assert own.audit(small(prompts[0])).cost.evaluations == SMALL
     assert own.health() == SERVING
     assert psutil.Process().memory_info().rss < memory + 200 * 2**20
     for call in lazy:
@@ -200,7 +201,7 @@ def test_a_disk_that_is_full(spawn: Spawn, tmp_path: Path, prompts: list[str]) -
     # Files can grow no more, the log neither, as on a full disk; the limit is the process's own.
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
     eventually(lambda: client.metric("basin_store_errors_total") > 0)
-    assert client.audit(small(prompts[0])).cost.evaluations == 4
+    assert client.audit(small(prompts[0])).cost.evaluations == SMALL
     assert client.health() == SERVING
     eventually(lambda: get(client, id_).progress.state == batch_pb2.BATCH_STATE_PAUSED)
     done = get(client, id_).progress.done
@@ -284,7 +285,7 @@ def test_a_clock_that_jumps(tmp_path: Path, prompts: list[str]) -> None:
         for done, jump in ((1, 3600), (2, -86_400), (3, 60)):
             begun(client, id_, done)
             set_clock(jump)
-            assert client.audit(small(prompts[0]), timeout=60).cost.evaluations == 4
+            assert client.audit(small(prompts[0]), timeout=60).cost.evaluations == SMALL
         batch = ended(client, id_)
         assert (batch.progress.state, batch.progress.failed) == (batch_pb2.BATCH_STATE_DONE, 0)
         whole = results(client, id_)
@@ -322,4 +323,4 @@ def test_searches_and_loads_that_nobody_waits_for(lone: RunningServer) -> None:
     load.cancel()
     eventually(lambda: not lone._server._calls._active)
     assert lone._server._search_handlers._line.weight == 0
-    assert client.audit(small("x")).cost.evaluations == 4
+    assert client.audit(small("x")).cost.evaluations == SMALL

@@ -22,7 +22,7 @@ from service.server import SERVICES
 from tests.mutations import mutated, run
 from tests.service.batch_calls import listed
 from tests.service.fuzz import messages, perturbed, service
-from tests.service.helpers import LONG, SERVING, Client, small
+from tests.service.helpers import LONG, SERVING, SMALL, Client, small
 
 #: Of messages, and of bytes, for each method.
 EXAMPLES, MUTATIONS = 180, 80
@@ -154,7 +154,7 @@ def test_bytes(own: Client, name: str, method: str) -> None:
 
 def test_it_leaves_no_trace(own: Client, prompts: list[str]) -> None:
     """Afterwards the server audits as before, and what calls took is given back."""
-    assert own.audit(small(prompts[0])).cost.evaluations == 4
+    assert own.audit(small(prompts[0])).cost.evaluations == SMALL
     threads, files = psutil.Process().num_threads(), psutil.Process().num_fds()
     for name, method in METHODS:
         for _ in range(5):

@@ -22,7 +22,7 @@ from PIL import Image
 from audit import demo
 from audit.v1 import audit_pb2, batch_pb2, checkpoint_pb2, info_pb2, reference_pb2
 from tests.service.batch_calls import create, ended, results, spec
-from tests.service.helpers import LONG, SERVING, Client, endless, failure_of, small, until_sampling
+from tests.service.helpers import LONG, SERVING, SMALL, Client, endless, failure_of, small, until_sampling
 from tests.service.processes import Process
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "120"))
@@ -45,7 +45,7 @@ class Load:
         number = next(self._count)
         request = small(self.prompts[number % len(self.prompts)], reference="demo", request_id=f"soak {number}")
         request.budget.first_seed = number
-        assert self.client.audit(request).cost.evaluations == 4
+        assert self.client.audit(request).cost.evaluations == SMALL
 
     def leave(self) -> None:
         """Begin something long, and go away."""

@@ -18,7 +18,7 @@ from service.client import BasinClient, ServiceError
 from service.config import ConfigError, load_settings
 from service.server import start_server
 from tests.service.certificates import Authority
-from tests.service.helpers import LONG, SERVING, Client, eventually, small
+from tests.service.helpers import LONG, SERVING, SMALL, Client, eventually, small
 
 
 def test_only_those_who_believe_the_authority_get_through(
@@ -30,7 +30,7 @@ def test_only_those_who_believe_the_authority_get_through(
     ca, foreign = authority.write(tmp_path / "ca.crt"), stranger.write(tmp_path / "foreign.crt")
     own = launch(tls={"certificate": certificate, "key": key}, health="127.0.0.1:0")
     with BasinClient(f"https://{own.address}", identity=Identity(ca=ca), timeout=LONG) as client:
-        assert client.audit(small(prompts[0])).cost.evaluations == 4
+        assert client.audit(small(prompts[0])).cost.evaluations == SMALL
     for target, identity in ((own.address, Identity()), (own.address, Identity(ca=foreign))):
         with BasinClient(target, identity=identity, timeout=LONG, patience=0) as client:
             with pytest.raises(ServiceError) as refused:

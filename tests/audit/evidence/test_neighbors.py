@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from audit.evidence import neighbors as module
-from audit.evidence.neighbors import NeighborFinder
+from audit.evidence.neighbors import NeighborFinder, Neighbors
 from audit.model.checkpoint import Checkpoint
 from audit.reference.reference_set import ReferenceSet
 
@@ -125,3 +125,57 @@ def test_clip_neighbours_come_along(checkpoint: Checkpoint, reference: Reference
     assert found.clip_similarity is not None
     np.testing.assert_allclose(found.clip_similarity, 1, atol=5e-3)
     assert found.index.dtype == found.clip_index.dtype == np.int64
+
+
+def test_a_reference_image_stands_for_one_that_is_not_there(checkpoint: Checkpoint, small: ReferenceSet) -> None:
+    """Its distance to the others is what a search finds for it in a set without it."""
+    chosen = [0, 7, 31, 49]
+    found = NeighborFinder(small, checkpoint).between_references(chosen)
+    for index, distance in zip(chosen, found, strict=True):
+        others = ReferenceSet("others", np.delete(small.images, index, axis=0), [""] * 49, complete=True)
+        expected = NeighborFinder(others, checkpoint).find(
+            through_decoder(checkpoint, small.reference_images([index]))
+        )
+        assert distance == pytest.approx(expected.distance[0], rel=1e-3)
+
+
+def test_distances_between_references_do_not_depend_on_how_many_are_asked(
+    checkpoint: Checkpoint, small: ReferenceSet
+) -> None:
+    """More than one batch, in any order, and one alone: the same, and never the distance to itself."""
+    finder = NeighborFinder(small, checkpoint)
+    order = [int(i) for i in np.random.default_rng(0).permutation(50)]
+    many = finder.between_references(order + order[:30])
+    assert many.shape == (80,)
+    assert (many > 0.1).all()
+    np.testing.assert_allclose(many[50:], many[:30], rtol=1e-3)
+    np.testing.assert_allclose(finder.between_references([order[4]]), many[4:5], rtol=1e-3)
+
+
+def test_an_image_that_is_stored_twice_has_its_double_as_neighbour(
+    checkpoint: Checkpoint, small: ReferenceSet
+) -> None:
+    """It is itself that does not count, not its copies."""
+    doubled = ReferenceSet("doubled", np.concatenate([small.images, small.images[5:6]]), [""] * 51, complete=True)
+    found = NeighborFinder(doubled, checkpoint).between_references([4, 5, 50])
+    assert found[0] > 0.1
+    assert (found[1:] < 1e-2).all()
+
+
+def made(rows: range, *, clip: bool) -> Neighbors:
+    """Neighbours whose numbers are their rows."""
+    own = np.arange(rows.start, rows.stop)
+    return Neighbors(own, own + 0.25, own + 0.5, own + 100 if clip else None, own / 100 if clip else None)
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_groups_of_neighbours_are_put_together_and_cut(clip: bool) -> None:
+    """One group after the other, the first n of them, with and without CLIP."""
+    whole = made(range(7), clip=clip)
+    joined = Neighbors.concatenate([made(range(3), clip=clip), made(range(3, 4), clip=clip), made(range(4, 7), clip=clip)])
+    for found, expected in ((joined, whole), (whole.first(4), made(range(4), clip=clip)), (whole.first(9), whole)):
+        for name, value in vars(expected).items():
+            if value is None:
+                assert getattr(found, name) is None
+            else:
+                np.testing.assert_array_equal(getattr(found, name), value)

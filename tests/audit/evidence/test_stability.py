@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from audit.evidence.stability import measure_stability, pairwise_distances
+from audit.evidence.stability import cluster, measure_stability, pairwise_distances
 
 #: Points on a coarse grid: exact duplicates and distances equal to the threshold happen often.
 POINTS = st.integers(1, 12).flatmap(
@@ -129,6 +129,27 @@ def test_final_step_is_relative_to_the_latents() -> None:
     latents = torch.tensor([[3.0, 4.0], [0.0, 8.0]]).reshape(2, 1, 1, 2)
     assert measure_stability(points, 1.0, displacements, latents).final_step == pytest.approx((1 / 5 + 4 / 8) / 2)
     assert math.isnan(measure_stability(points, 1.0).final_step)
+
+
+@given(points=POINTS, delta=st.sampled_from([0.0, 0.5, 1.0, 2.5]))
+def test_known_distances_give_the_same_clusters(points: np.ndarray, delta: float) -> None:
+    """Where the distances are there already, modes, neighbours and meetings are those of the points."""
+    found, expected = cluster(pairwise_distances(points), delta, 0.25), measure_stability(torch.from_numpy(points), delta)
+    assert found.final_step == 0.25
+    assert (found.modes, found.nearest_sample.tolist()) == (expected.modes, expected.nearest_sample.tolist())
+    assert found.mode_of.tolist() == expected.mode_of.tolist()
+    np.testing.assert_array_equal(found.nearest_sample_distance, expected.nearest_sample_distance)
+    assert found.meeting_rate == pytest.approx(expected.meeting_rate, nan_ok=True)
+
+
+def test_distances_need_no_space() -> None:
+    """Clusters are those of the distances given, also of such as no points have."""
+    distances = np.array([[0.0, 1.0, 9.0], [1.0, 0.0, 1.0], [9.0, 1.0, 0.0]])
+    found = cluster(distances, 1.0)
+    assert [mode.members for mode in found.modes] == [(1, 0, 2)]
+    assert found.meeting_rate == pytest.approx(2 / 3)
+    assert math.isnan(found.final_step)
+    assert len(cluster(distances, 0.9).modes) == 3
 
 
 def test_multi_modal_recall_is_recall() -> None:

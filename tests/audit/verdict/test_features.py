@@ -25,9 +25,7 @@ def test_measurements_are_means_over_noises_and_samples() -> None:
     screened = replace(screening(), contrast=np.array([[1.0, math.e], [math.e**2, math.e**3]]))
     traced = replace(smoothed(0.0, 2), values=np.array([[0.2, 0.6], [0.4, 1.0]]))
     found = measurements(screened, traced)
-    assert found == pytest.approx(
-        {"contrast_early": 1.0, "contrast_late": 2.0, "trace_near": 0.3, "trace_far": 0.8}
-    )
+    assert found == pytest.approx({"contrast_early": 1.0, "contrast_late": 2.0, "trace_near": 0.3, "trace_far": 0.8})
     assert measurements(screened, None) == {name: found[name] for name in CONTRASTS}
 
 
@@ -44,9 +42,7 @@ def test_ordinary_becomes_zero_and_an_isolated_point_one(means: list[float], spr
 
     A contrast of one standard deviation more is 1, too.
     """
-    usual = {
-        name: Ordinary(mean=mean, spread=spread) for name, mean in zip((*CONTRASTS, *TRACES), means, strict=True)
-    }
+    usual = {name: Ordinary(mean=mean, spread=spread) for name, mean in zip((*CONTRASTS, *TRACES), means, strict=True)}
     middle = {name: one.mean for name, one in usual.items()}
     assert normalise(middle, usual) == dict.fromkeys(usual, 0.0)
     isolated = {name: usual[name].mean + spread for name in CONTRASTS} | dict.fromkeys(TRACES, 1.0)
