@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -68,10 +69,10 @@ def test_the_end_is_no_root() -> None:
 
 
 def test_the_end_has_no_build_tools() -> None:
-    """Debian's Python alone is installed; compilers, headers, pip and its cache stay behind."""
+    """Debian's Python and an init are installed; compilers, headers, pip and its cache stay behind."""
     (run,) = said(FINAL, "RUN")
     (installed,) = re.findall(r"apt-get install --yes --no-install-recommends ([^&]+?) &&", run)
-    assert installed == "python3"
+    assert installed == "python3 tini"
     assert "rm -rf /var/lib/apt/lists/*" in run
     assert said(FINAL, "COPY") == [
         "--from=build /opt/basin /opt/basin",
@@ -138,6 +139,18 @@ def test_the_health_check_is_the_probe() -> None:
     port = yaml.safe_load((DEPLOY / "basin.yaml").read_text())["health"].rpartition(":")[2]
     assert check.endswith(f'CMD ["basin", "health", "127.0.0.1:{port}", "--service", "readiness"]')
     assert container(server(render()))["readinessProbe"]["grpc"] == {"port": int(port), "service": "readiness"}
+
+
+def test_a_server_that_starts_hears_signals() -> None:
+    """An init is process 1, whoever starts the image: neither the chart nor the compose file takes its place."""
+    (entry,) = said(FINAL, "ENTRYPOINT")
+    assert json.loads(entry) == ["tini", "--", "basin"]
+    assert "command" not in container(server(render()))
+    assert container(server(render()))["args"][0] == "serve"
+    assert (
+        not {"entrypoint", "command"}
+        & yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["basin"].keys()
+    )
 
 
 def test_ports_and_folders_are_those_of_settings_and_chart() -> None:
