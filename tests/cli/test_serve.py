@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from audit import demo
-from service.client import BasinClient
+from service.client import BasinClient, ServiceError
 from tests.cli.conftest import Basin, is_one_error, start_basin
 
 #: Packages that other commands need, which take a server's start seconds and its memory; each has a library of its own.
@@ -29,7 +29,7 @@ def test_serves_what_the_flags_name_until_sigterm(tmp_path: Path) -> None:
     (tmp_path / "basin.yaml").write_text("limits: {seeds: 20}\nqueue_evaluations: 3\n")
     process = start_basin(
         "serve", "--config", tmp_path / "basin.yaml", "--listen", "127.0.0.1:0", "--metrics", "off",
-        "--queue-evaluations", 5,
+        "--queue-evaluations", 5, "--model-control", "start",
         "--checkpoint", f"mine={demo.CHECKPOINT}", "--reference", f"train={demo.REFERENCE}", "--log-format", "json",
     )  # fmt: skip
     try:
@@ -42,9 +42,12 @@ def test_serves_what_the_flags_name_until_sigterm(tmp_path: Path) -> None:
         assert not OF_OTHERS & loaded
         with BasinClient(address, timeout=60) as client:
             info = client.info()
+            with pytest.raises(ServiceError) as refused:
+                client.unload_checkpoint("mine")
         assert [checkpoint.id for checkpoint in info.checkpoints] == ["mine"]
         assert [reference.name for reference in info.references] == ["train"]
         assert (info.limits.seeds, info.limits.queue_evaluations) == (20, 5)
+        assert refused.value.reason == "MODEL_CONTROL_CLOSED"
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
     finally:
@@ -62,6 +65,7 @@ def test_serves_what_the_flags_name_until_sigterm(tmp_path: Path) -> None:
         (("--listen", "nowhere"), ["listen", "nowhere"]),
         (("--metrics", "nowhere"), ["metrics", "nowhere"]),
         (("--queue-evaluations", "0"), ["queue_evaluations"]),
+        (("--model-control", "none"), ["model_control"]),
         (("--log-level", "loud"), ["log_level"]),
         (("--checkpoint", "folder"), ["NAME=FOLDER", "folder"]),
         (("--checkpoint", "a b=folder"), ["a b"]),

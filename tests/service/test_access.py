@@ -165,6 +165,29 @@ def test_tokens_of_an_identity_provider(
             assert refusal(stranger.info) == (grpc.StatusCode.UNAUTHENTICATED, reason)
 
 
+def test_keys_of_an_identity_provider_change_without_a_restart(
+    launch: Callable[..., Client],
+    tmp_path: Path,
+    signing: tuple[ec.EllipticCurvePrivateKey, dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Tokens of a new key count, those of the old one no longer; a file that holds nonsense leaves all as it was."""
+    monkeypatch.setattr(watched, "GLANCE", 0.0)
+    key, jwks = signing
+    (tmp_path / "jwks.json").write_text(json.dumps(jwks))
+    own = launch(auth={"jwt": {"jwks": tmp_path / "jwks.json", "issuer": ISSUER, "audience": AUDIENCE}})
+    new = ec.generate_private_key(ec.SECP256R1())
+    with as_client(own, signed(key)) as carol, as_client(own, signed(new, kid="two")) as dave:
+        carol.info()
+        assert refusal(dave.info)[1] == "TOKEN_INVALID"
+        public = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(new.public_key()))
+        (tmp_path / "jwks.json").write_text(json.dumps({"keys": [{**public, "kid": "two", "alg": "ES256"}]}))
+        dave.info()
+        assert refusal(carol.info)[1] == "TOKEN_INVALID"
+        (tmp_path / "jwks.json").write_text("{}")
+        dave.info()
+
+
 @pytest.mark.parametrize(
     ("auth", "content", "text"),
     [

@@ -254,6 +254,21 @@ def test_few_batches_are_taken_in_at_once(batch_client: Client) -> None:
     assert create(batch_client, ["one too many"])
 
 
+def test_batches_have_so_much_to_do_and_no_more(launch: Callable[..., Client], tmp_path: Path) -> None:
+    """What would go over is to come again later; what is too much alone is taken in where nothing else is there."""
+    own = launch(batches={"store": f"sqlite:///{tmp_path}/basin.db", "evaluations": 60_000})
+    first = create(own, ["57,600 evaluations"], endless())
+    refused = failure(lambda: create(own, ["one", "more"], endless()))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "BATCHES_FULL")
+    assert refused.retry_seconds
+    assert own.metric("basin_errors_total", reason="BATCHES_FULL") == 1
+    second = create(own, ["4 evaluations"])
+    assert listed(own) == [second, first]
+    cancel(own, first)
+    ended(own, second)
+    create(own, ["one", "more"], endless())
+
+
 def test_lists(batch_client: Client) -> None:
     """The newest comes first, in pages of any size, by state and by checkpoint."""
     asked = (endless("demo"), endless("strict"), endless("strict", "demo"))

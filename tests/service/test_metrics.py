@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
+import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from safetensors.torch import load_file, save_file
 
+from audit import demo
 from audit.v1 import audit_pb2
 from tests.service.helpers import Client, eventually, failure, small
 
@@ -68,6 +73,24 @@ def test_failures_are_counted(own: Client, prompts: list[str]) -> None:
     failure(lambda: own.audit(small(prompts[0], checkpoint="nope")))
     eventually(lambda: own.metric("basin_audits_total", **unnamed) == before[1] + 1)
     assert own.metric("basin_audits_total", **named) == before[0] + 1
+
+
+def test_what_the_model_is_to_blame_for_is_counted(
+    launch: Callable[..., Client], tmp_path: Path, prompts: list[str]
+) -> None:
+    """A checkpoint that gives no finite numbers, by its name; one that does well beside it has none."""
+    folder = Path(shutil.copytree(demo.CHECKPOINT, tmp_path / "overflowing"))
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    save_file({**tensors, "conv_out.weight": 1e38 * tensors["conv_out.weight"]}, weights)
+    own = launch(demo=True, checkpoints={"overflowing": folder})
+    own.audit(small(prompts[0]))
+    for _ in range(2):
+        refused = failure(lambda: own.audit(small(prompts[0], checkpoint="overflowing")))
+        assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "SAMPLES_NOT_FINITE")
+    assert own.metric("basin_model_failures_total", checkpoint="overflowing", kind="not_finite") == 2
+    assert own.metric("basin_model_failures_total") == 2
+    assert own.metric("basin_errors_total", reason="SAMPLES_NOT_FINITE") == 2
 
 
 def test_gauges(own: Client) -> None:

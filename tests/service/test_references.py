@@ -18,9 +18,10 @@ from audit.demo import REFERENCE
 from audit.reference.images import encode_png
 from audit.reference.reference_set import ReferenceSet
 from audit.v1 import reference_pb2
+from service import handlers
 from service.config import load_settings
 from service.server import start_server
-from tests.service.helpers import LONG, NOT_SERVING, SERVING, Client, failure, small
+from tests.service.helpers import LONG, NOT_SERVING, SERVING, Client, failure, failure_of, small
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +109,19 @@ def test_bad_search(client: Client, reference: ReferenceSet, fields: dict[str, A
     assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, reason)
     assert refused.fields == (field,)
     assert client.health() == SERVING
+
+
+def test_more_searches_than_may_wait(launch: Callable[..., Client], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One too many is to come again later, and then it is answered."""
+    monkeypatch.setattr(handlers, "MOST_SEARCHES", 1)
+    own, large = launch(), _encoded(np.zeros((4096, 4096), np.uint8), "PNG")
+    request = reference_pb2.SearchReferenceRequest(reference="demo", image=large)
+    calls = [own.references.SearchReference.future(request, timeout=LONG) for _ in range(3)]
+    refused = [failure_of(error) for call in calls if isinstance(error := call.exception(), grpc.RpcError)]
+    assert [(one.code, one.reason) for one in refused] == 2 * [(grpc.StatusCode.RESOURCE_EXHAUSTED, "SEARCHES_FULL")]
+    assert all(one.retry_seconds for one in refused)
+    assert own.metric("basin_errors_total", reason="SEARCHES_FULL") == 2
+    assert _search(own, image=large).pixel
 
 
 def test_unknown_reference(client: Client, reference: ReferenceSet) -> None:

@@ -94,6 +94,35 @@ def test_a_new_certificate_needs_no_restart(
     assert own.metric("basin_certificate_expiry_timestamp_seconds") > expiry + 7 * 86_400
 
 
+def test_a_new_authority_of_clients_needs_no_restart(
+    launch: Callable[..., Client], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients of the new one get through, those of the old one no longer; what is none leaves all as it was."""
+    monkeypatch.setattr(watched, "GLANCE", 0.0)
+    ours, one, other = (Authority.new(name) for name in ("ours", "one", "other"))
+    certificate, key = ours.issue("basin", tmp_path / "server")
+    ca, clients = ours.write(tmp_path / "ca.crt"), one.write(tmp_path / "clients.crt")
+    own = launch(tls={"certificate": certificate, "key": key, "client_ca": clients})
+    identities = {
+        authority.name: Identity("", ca, *authority.issue("alice", tmp_path / authority.name))
+        for authority in (one, other)
+    }
+
+    def admitted() -> set[str]:
+        found = set()
+        for name, identity in identities.items():
+            with suppress(ServiceError), BasinClient(own.address, identity=identity, timeout=LONG) as client:
+                client.info()
+                found.add(name)
+        return found
+
+    assert admitted() == {"one"}
+    other.write(clients)
+    eventually(lambda: admitted() == {"other"})
+    clients.write_text("no PEM")
+    assert admitted() == {"other"}
+
+
 @pytest.mark.parametrize(
     ("broken", "text"),
     [
