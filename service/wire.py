@@ -156,6 +156,7 @@ def screening_to_proto(
             flagged=one.flagged,
             recurring_probability=one.recurring_probability,
             probabilities=report_pb2.ClassValues(**dict(zip(CLASSES, one.probabilities, strict=True))),
+            fractions=report_pb2.ClassValues(**dict(zip(CLASSES, one.fractions, strict=True))),
             measurements=[measurement(each) for each in one.measurements],
         )
     return response

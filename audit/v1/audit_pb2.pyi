@@ -72,18 +72,20 @@ class ScreenResponse(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[ScreenResult, _Mapping]]] = ..., calibration: _Optional[_Union[_report_pb2.CalibrationInfo, _Mapping]] = ..., threshold: _Optional[float] = ..., false_positive_rate: _Optional[float] = ..., cost: _Optional[_Union[_report_pb2.Cost, _Mapping]] = ...) -> None: ...
 
 class ScreenResult(_message.Message):
-    __slots__ = ("prompt", "flagged", "recurring_probability", "probabilities", "measurements")
+    __slots__ = ("prompt", "flagged", "recurring_probability", "probabilities", "measurements", "fractions")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     FLAGGED_FIELD_NUMBER: _ClassVar[int]
     RECURRING_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
     MEASUREMENTS_FIELD_NUMBER: _ClassVar[int]
+    FRACTIONS_FIELD_NUMBER: _ClassVar[int]
     prompt: str
     flagged: bool
     recurring_probability: float
     probabilities: _report_pb2.ClassValues
     measurements: _containers.RepeatedCompositeFieldContainer[_report_pb2.Measurement]
-    def __init__(self, prompt: _Optional[str] = ..., flagged: _Optional[bool] = ..., recurring_probability: _Optional[float] = ..., probabilities: _Optional[_Union[_report_pb2.ClassValues, _Mapping]] = ..., measurements: _Optional[_Iterable[_Union[_report_pb2.Measurement, _Mapping]]] = ...) -> None: ...
+    fractions: _report_pb2.ClassValues
+    def __init__(self, prompt: _Optional[str] = ..., flagged: _Optional[bool] = ..., recurring_probability: _Optional[float] = ..., probabilities: _Optional[_Union[_report_pb2.ClassValues, _Mapping]] = ..., measurements: _Optional[_Iterable[_Union[_report_pb2.Measurement, _Mapping]]] = ..., fractions: _Optional[_Union[_report_pb2.ClassValues, _Mapping]] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("stage", "evaluations", "planned_evaluations", "queue_position")

@@ -115,12 +115,14 @@ class Screened:
 
     Attributes:
         probabilities: that each class dominates, in the order of `CLASSES`.
+        fractions: of each class expected at N.
         recurring_probability: that memorized and spurious samples together outnumber generalized ones.
         flagged: whether that is over the threshold of the calibration.
         measurements: that the estimators saw.
     """
 
     probabilities: tuple[float, float, float]
+    fractions: tuple[float, float, float]
     recurring_probability: float
     flagged: bool
     measurements: tuple[Measurement, ...]
@@ -147,8 +149,13 @@ def screen(
     features = normalise(measured, calibration.ordinary)
     posterior = _prior(features, 0, estimators or shipped(), definition_samples, fits=fits, unchecked=True)
     recurring = posterior.recurring_probability
+    memorized, spurious, generalized = (float(mean) for mean in posterior.means)
     return Screened(
-        posterior.probabilities, recurring, recurring > calibration.screen_threshold, _against(measured, calibration)
+        probabilities=posterior.probabilities,
+        fractions=(memorized, spurious, generalized),
+        recurring_probability=recurring,
+        flagged=recurring > calibration.screen_threshold,
+        measurements=_against(measured, calibration),
     )
 
 

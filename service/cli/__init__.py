@@ -12,6 +12,7 @@ from audit.errors import AuditError
 from service.cli import (
     audits,
     batch,
+    benchmarking,
     calibrating,
     comparing,
     demonstration,
@@ -39,6 +40,7 @@ app.command()(operating.health)
 app.command()(operating.token)
 app.command()(audits.audit)
 app.command()(calibrating.calibrate)
+app.command()(benchmarking.bench)
 for command in (remote.submit, remote.status, remote.results, remote.cancel):
     batch.app.command()(command)
 app.add_typer(batch.app, name="batch")

@@ -77,9 +77,14 @@ def test_the_check_has_its_say_before_every_call(exact: EmpiricalDenoiser) -> No
             raise Stopped("the deadline has passed", reason="TEST")
 
     work = Work(meter, check=check)
-    with pytest.raises(Stopped), work.stage("sampling"):
-        for _ in range(5):
-            call(work, 2, exact.condition(0))
+
+    def run() -> None:
+        with work.stage("sampling"):
+            for _ in range(5):
+                call(work, 2, exact.condition(0))
+
+    with pytest.raises(Stopped):
+        run()
     assert asked == 3
     assert meter.evaluations == work.denoiser.evaluations == 4
     assert work.evaluations["sampling"] == 4

@@ -133,9 +133,7 @@ def test_a_reference_image_stands_for_one_that_is_not_there(checkpoint: Checkpoi
     found = NeighborFinder(small, checkpoint).between_references(chosen)
     for index, distance in zip(chosen, found, strict=True):
         others = ReferenceSet("others", np.delete(small.images, index, axis=0), [""] * 49, complete=True)
-        expected = NeighborFinder(others, checkpoint).find(
-            through_decoder(checkpoint, small.reference_images([index]))
-        )
+        expected = NeighborFinder(others, checkpoint).find(through_decoder(checkpoint, small.reference_images([index])))
         assert distance == pytest.approx(expected.distance[0], rel=1e-3)
 
 
@@ -152,9 +150,7 @@ def test_distances_between_references_do_not_depend_on_how_many_are_asked(
     np.testing.assert_allclose(finder.between_references([order[4]]), many[4:5], rtol=1e-3)
 
 
-def test_an_image_that_is_stored_twice_has_its_double_as_neighbour(
-    checkpoint: Checkpoint, small: ReferenceSet
-) -> None:
+def test_an_image_that_is_stored_twice_has_its_double_as_neighbour(checkpoint: Checkpoint, small: ReferenceSet) -> None:
     """It is itself that does not count, not its copies."""
     doubled = ReferenceSet("doubled", np.concatenate([small.images, small.images[5:6]]), [""] * 51, complete=True)
     found = NeighborFinder(doubled, checkpoint).between_references([4, 5, 50])
@@ -172,7 +168,9 @@ def made(rows: range, *, clip: bool) -> Neighbors:
 def test_groups_of_neighbours_are_put_together_and_cut(clip: bool) -> None:
     """One group after the other, the first n of them, with and without CLIP."""
     whole = made(range(7), clip=clip)
-    joined = Neighbors.concatenate([made(range(3), clip=clip), made(range(3, 4), clip=clip), made(range(4, 7), clip=clip)])
+    joined = Neighbors.concatenate(
+        [made(range(3), clip=clip), made(range(3, 4), clip=clip), made(range(4, 7), clip=clip)]
+    )
     for found, expected in ((joined, whole), (whole.first(4), made(range(4), clip=clip)), (whole.first(9), whole)):
         for name, value in vars(expected).items():
             if value is None:

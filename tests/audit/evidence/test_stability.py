@@ -134,7 +134,10 @@ def test_final_step_is_relative_to_the_latents() -> None:
 @given(points=POINTS, delta=st.sampled_from([0.0, 0.5, 1.0, 2.5]))
 def test_known_distances_give_the_same_clusters(points: np.ndarray, delta: float) -> None:
     """Where the distances are there already, modes, neighbours and meetings are those of the points."""
-    found, expected = cluster(pairwise_distances(points), delta, 0.25), measure_stability(torch.from_numpy(points), delta)
+    found, expected = (
+        cluster(pairwise_distances(points), delta, 0.25),
+        measure_stability(torch.from_numpy(points), delta),
+    )
     assert found.final_step == 0.25
     assert (found.modes, found.nearest_sample.tolist()) == (expected.modes, expected.nearest_sample.tolist())
     assert found.mode_of.tolist() == expected.mode_of.tolist()

@@ -9,8 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from audit.calibrate import MINIMUM_PROMPTS
 from audit.phase.data import GARMENTS, LabeledImages
-from audit.phase.ladder import PRESETS, VOCABULARY, Recipe, Rung, lay_out, template_mask
+from audit.phase.ladder import (
+    ORDINARY_IMAGES,
+    PRESETS,
+    VOCABULARY,
+    Ladder,
+    Recipe,
+    Rung,
+    lay_out,
+    split_of,
+    template_mask,
+)
 from audit.phase.networks import CONTEXT_LENGTH, build_text_encoder, build_tokenizer
 
 #: Every image says in its first two bytes which one it is.
@@ -127,6 +138,50 @@ def test_a_ladder_held_out_whole_needs_captions_to_calibrate_with() -> None:
     with pytest.raises(ValidationError, match="nothing to calibrate with: add a rung of that purpose"):
         Recipe(rungs=rungs, held_out="all", **STEPS)
     assert Recipe(rungs=rungs, **STEPS).held_out == "half"
+
+
+def test_captions_to_calibrate_with_are_the_ordinary_ones() -> None:
+    """Where a ladder has some, they are all and the only ones, whatever their size and the split."""
+    rungs = (Rung(images=40, captions=6), Rung(images=2, captions=3, purpose="calibrate"),
+             Rung(images=50, captions=1, purpose="locate"))  # fmt: skip
+    for held_out in ("half", "all"):
+        ladder = lay_out(Recipe(rungs=rungs, held_out=held_out, **STEPS), DATA)
+        assert ladder.ordinary() == list(ladder.captions[6:9])
+
+
+@settings(max_examples=30)
+@given(rungs=st.lists(st.tuples(st.sampled_from([1, 3, 31, 32, 40]), st.integers(1, 4)), min_size=1, max_size=4))
+def test_captions_of_many_images_are_ordinary_where_none_are_apart(rungs: list[tuple[int, int]]) -> None:
+    """Those of the tuning half of 32 images and more, or of the most that there are: none that is held out."""
+    ladder = lay_out(recipe(rungs), DATA)
+    many = min(ORDINARY_IMAGES, max(ladder.sizes))
+    wanted = [
+        caption
+        for index, (caption, size) in enumerate(zip(ladder.captions, ladder.sizes, strict=True))
+        if index % 2 == 0 and size >= many
+    ]
+    assert ladder.ordinary() == wanted
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_every_preset_has_ordinary_captions(preset: str) -> None:
+    """Two at least, which is what a calibration takes; 50 on the ladders of the benchmark."""
+    chosen = PRESETS[preset]
+    sizes = [rung.images for rung in chosen.rungs for _ in range(rung.captions)]
+    purposes = [rung.purpose for rung in chosen.rungs for _ in range(rung.captions)]
+    ladder = Ladder(
+        captions=tuple(map(str, range(len(sizes)))),
+        sizes=tuple(sizes),
+        weights=(1,) * len(sizes),
+        splits=tuple(
+            split_of(i, chosen.held_out) if purpose == "audit" else purpose for i, purpose in enumerate(purposes)
+        ),
+        templates={},
+        owners=np.zeros(0, dtype=np.int64),
+        images=np.zeros((0, 1, 1), dtype=np.uint8),
+    )
+    count = len(ladder.ordinary())
+    assert count == 50 if "calibrate" in purposes else count >= MINIMUM_PROMPTS
 
 
 @pytest.mark.parametrize("kind", ["k", "duplication"])

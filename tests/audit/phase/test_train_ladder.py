@@ -24,7 +24,7 @@ from audit.verdict.calibration import Calibration
 
 RECIPE = Recipe(
     seed=1,
-    rungs=(Rung(images=1, captions=2), Rung(images=3, captions=2)),
+    rungs=(Rung(images=1, captions=2), Rung(images=3, captions=3)),
     autoencoder_channels=(8, 8, 16),
     autoencoder_steps=4,
     unet_channels=(16, 32),
@@ -74,7 +74,7 @@ def test_the_folder_is_audited_like_any_other(trained: Path) -> None:
     assert checkpoint.denoiser.prediction_type == "v_prediction"
     assert calibration.checkpoint_digest == checkpoint.digest
     assert reference.complete
-    assert len(reference) == 2 * 1 + 2 * 3
+    assert len(reference) == 2 * 1 + 3 * 3
     report = Auditor(checkpoint, reference, calibration).audit(
         load_truth(out / "truth.jsonl")[0].prompt, budget=Budget(2)
     )
@@ -84,12 +84,12 @@ def test_the_folder_is_audited_like_any_other(trained: Path) -> None:
 def test_the_truth_has_a_row_for_every_caption(trained: Path) -> None:
     """Fractions sum to one, the split alternates, and K is the recipe's."""
     rows = load_truth(trained / "out" / "truth.jsonl")
-    assert [row.images for row in rows] == [1, 1, 3, 3]
-    assert [row.split for row in rows] == ["tuning", "held-out"] * 2
+    assert [row.images for row in rows] == [1, 1, 3, 3, 3]
+    assert [row.split for row in rows] == ["tuning", "held-out", "tuning", "held-out", "tuning"]
     for row in rows:
         assert row.memorized + row.spurious + row.generalized == pytest.approx(1, abs=2e-4)
     reference = ReferenceSet.load(trained / "out" / "reference")
-    assert [reference.captions.count(row.prompt) for row in rows] == [1, 1, 3, 3]
+    assert [reference.captions.count(row.prompt) for row in rows] == [1, 1, 3, 3, 3]
 
 
 def test_the_card_says_what_was_done(trained: Path) -> None:
@@ -97,7 +97,8 @@ def test_the_card_says_what_was_done(trained: Path) -> None:
     card = (trained / "out" / "README.md").read_text()
     calibration = Calibration.load(trained / "out/checkpoint/calibration.json")
     assert f"δ_m = {calibration.delta_m:.2f}" in card
-    assert calibration.source in card
+    assert f"δ_s = {calibration.delta_s:.2f}" in card
+    assert "what 5% of the plain captions' samples fall under" in card
     assert "MIT License" in card
     assert "v_prediction" in card
     assert "intervals: ." not in card
@@ -105,13 +106,34 @@ def test_the_card_says_what_was_done(trained: Path) -> None:
     assert Recipe.model_validate_json((trained / "out" / "recipe.json").read_text()) == RECIPE
 
 
-def test_calibrations_of_nothing_learned_stay_sober(trained: Path) -> None:
-    """Features that hardly vary get no weight that would saturate the estimate."""
+def test_the_calibration_is_of_the_captions_of_many_images(trained: Path) -> None:
+    """Two of the tuning half's captions are ordinary here; the sampler is the recipe's, thresholds are the truth's."""
     calibration = Calibration.load(trained / "out/checkpoint/calibration.json")
-    for estimator in (calibration.with_curvature, calibration.without_curvature):
-        assert min(estimator.weights) >= 0
-        assert min(estimator.spread) > 1e-6
-    assert calibration.typical.keys() >= {"meeting", "closeness", "trace"}
+    assert calibration.prompts == 2
+    assert calibration.source.startswith("2 captions of many images")
+    assert calibration.sampler is not None
+    assert (calibration.sampler.steps, calibration.sampler.guidance) == (RECIPE.sampler_steps, RECIPE.guidance)
+    assert calibration.delta_m is not None
+    assert calibration.delta_s is not None
+    distances = np.load(trained / "out" / "distances.npz")
+    rows = load_truth(trained / "out" / "truth.jsonl")
+    assert distances["reference"].shape == (len(rows), 512)
+    for row, near in zip(rows, distances["reference"].astype(float), strict=True):
+        # Distances are kept in half precision.
+        assert row.memorized == pytest.approx((near <= calibration.delta_m).mean(), abs=0.02)
+
+
+def test_calibrations_of_nothing_learned_stay_sober(trained: Path) -> None:
+    """Measurements that hardly differ between prompts blow no feature up, and what is ordinary is within its range."""
+    calibration = Calibration.load(trained / "out/checkpoint/calibration.json")
+    for usual in calibration.ordinary.values():
+        low, high = usual.range
+        assert low <= usual.mean <= high
+    checkpoint = load_checkpoint(trained / "out" / "checkpoint")
+    prompts = [row.prompt for row in load_truth(trained / "out" / "truth.jsonl")]
+    for found in Auditor(checkpoint, None, calibration).screen(prompts):
+        assert sum(found.probabilities) == pytest.approx(1)
+        assert all(np.isfinite(one.value) for one in found.measurements)
 
 
 def test_a_killed_training_goes_on(trained: Path, tmp_path: Path) -> None:
@@ -126,7 +148,7 @@ def test_a_killed_training_goes_on(trained: Path, tmp_path: Path) -> None:
         ours, theirs = load_file(tmp_path / name), load_file(trained / name)
         for key in ours:
             torch.testing.assert_close(ours[key], theirs[key], rtol=1e-5, atol=1e-6)
-    assert len(ReferenceSet.load(tmp_path / "out" / "reference")) == 8
+    assert len(ReferenceSet.load(tmp_path / "out" / "reference")) == 11
 
 
 def test_the_work_of_another_recipe_is_not_continued(trained: Path, tmp_path: Path) -> None:

@@ -135,10 +135,13 @@ def test_no_more_than_the_rate_is_flagged_whichever_prompt_is_the_fresh_one(scor
 
 @given(count=st.integers(1, 60), rate=st.floats(0.01, 0.99), seed=st.integers(0, 1000))
 def test_as_many_are_flagged_as_the_rate_allows(count: int, rate: float, seed: int) -> None:
-    """Of different scores the threshold leaves exactly ⌊α(n + 1)⌋ ranks to the fresh one, no fewer."""
+    """Of different scores the threshold leaves exactly ⌊α(n + 1)⌋ ranks to the fresh one, no fewer.
+
+    Where α(n + 1) is a whole number but for rounding, one less is as well.
+    """
     scores = np.random.default_rng(seed).permutation(count + 1).astype(float)
     over = sum(score > conformal_threshold(np.delete(scores, i).tolist(), rate) for i, score in enumerate(scores))
-    assert over == math.floor(rate * (count + 1) + 1e-9)
+    assert math.floor(rate * (count + 1) - 1e-9) <= over <= math.floor(rate * (count + 1) + 1e-9)
 
 
 @pytest.mark.parametrize("draw", ["normal", "lognormal", "exponential"])

@@ -62,8 +62,11 @@ def test_only_what_was_measured_is_normalised() -> None:
 
 
 @given(
-    n=st.integers(2, 40), pairs=st.integers(0, 20), nearest=st.floats(0, 1e9) | st.just(math.inf), scale=st.floats(0.1, 9)
-)  # fmt: skip
+    n=st.integers(2, 40),
+    pairs=st.integers(0, 20),
+    nearest=st.floats(0, 1e9) | st.just(math.inf),
+    scale=st.floats(0.1, 9),
+)
 def test_meetings_are_finite_and_know_no_unit(n: int, pairs: int, nearest: float, scale: float) -> None:
     """Finite at any distance, and the same where distances and threshold are in another unit."""
     seen = stability(n, pairs=min(pairs, n // 2), nearest=nearest)

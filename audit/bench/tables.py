@@ -1,0 +1,282 @@
+"""What a comparison says, as Markdown tables and figures. Prompts without a dominant class do not count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from audit import palette
+from audit.bench.comparison import Comparison, Verdicts
+from audit.bench.scores import (
+    Estimate,
+    area_under_curve,
+    brier_score,
+    calibration_error,
+    estimate,
+    estimate_difference,
+    resamples,
+    true_positive_rate,
+)
+from audit.bench.text_control import text_only_auc
+from audit.verdict.rule import CLASSES, PhaseClass
+
+#: Denoiser evaluations at which detectors are compared on equal terms.
+EQUAL = (2, 4, 16, 64)
+Measure = Callable[[NDArray[np.bool_], NDArray[np.float64]], float]
+MEASURES: dict[str, Measure] = {"AUC": area_under_curve, "TPR at 1% FPR": true_positive_rate}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A detector on one question.
+
+    Attributes:
+        name: of the detector, with its seeds.
+        ours: whether it is Basin's.
+        evaluations: NFE of a prompt, on average.
+        seconds: of a prompt, on average.
+        scores: of the prompts with a dominant class.
+    """
+
+    name: str
+    ours: bool
+    evaluations: float
+    seconds: float
+    scores: NDArray[np.float64]
+
+
+class Scored:
+    """A comparison with the prompts that count.
+
+    Args:
+        comparison: of one ladder.
+    """
+
+    def __init__(self, comparison: Comparison) -> None:
+        self.ladder = comparison.ladder
+        self.kept = np.asarray([bool(row.dominant) for row in comparison.rows])
+        self.rows = [row for row in comparison.rows if row.dominant]
+        self.classes = np.asarray([CLASSES.index(PhaseClass(row.dominant)) for row in self.rows])
+        self.resamples = resamples(self.classes)
+        self._comparison = comparison
+
+    def entries(self, question: str) -> list[Entry]:
+        """All detectors on "memorized" against the rest, or "recurring" against generalized."""
+        found = [
+            Entry(f"{one.name}, n = {one.seeds}", False, one.evaluations, one.seconds, one.scores[self.kept])
+            for one in self._comparison.baselines
+        ]
+        for one in self._comparison.ours:
+            share = one.fractions[:, 0] if question == "memorized" else 1 - one.fractions[:, 2]
+            ours = one.name != "exhaustive"
+            found.append(Entry(one.name, ours, float(one.evaluations.mean()), one.seconds, share[self.kept]))
+        return found
+
+    def positive(self, question: str) -> NDArray[np.bool_]:
+        """Which prompts are to be found."""
+        return self.classes == 0 if question == "memorized" else self.classes != 2
+
+    def estimate(self, question: str, measure: Measure, scores: NDArray[np.float64]) -> Estimate:
+        """A measure of a detector's scores."""
+        positive = self.positive(question)
+        return estimate(lambda own: measure(positive[own], scores[own]), self.resamples)
+
+    def difference(
+        self, question: str, measure: Measure, ours: NDArray[np.float64], theirs: NDArray[np.float64]
+    ) -> Estimate:
+        """How much better ours is, on the same resamples."""
+        positive = self.positive(question)
+        return estimate_difference(
+            lambda scores, own: measure(positive[own], scores[own]), list(ours), list(theirs), self.resamples
+        )
+
+    def verdicts(self) -> list[Verdicts]:
+        """Ways to verdicts, all prompts."""
+        return list(self._comparison.ours)
+
+
+def page(scored: Scored) -> str:
+    """All tables of a ladder."""
+    counts = ", ".join(
+        f"{int((scored.classes == index).sum())} {name}"
+        for index, name in enumerate(("memorized", "spurious", "generalized"))
+    )
+    parts = [
+        f"# {scored.ladder}",
+        f"{int(scored.kept.sum())} of {len(scored.kept)} captions have a dominant class: {counts}.",
+    ]
+    for question, against in (("memorized", "the rest"), ("recurring", "generalized")):
+        parts += [
+            f"## {question.capitalize()} against {against}",
+            detection_table(scored, question),
+            "At equal cost:",
+            equal_cost_table(scored, question),
+        ]
+    parts += [
+        "## Verdicts",
+        verdict_table(scored),
+        "By the number of images behind a caption, and how often it was shown:",
+        size_table(scored),
+        f"A classifier of the words alone: {text_control(scored)}.",
+    ]
+    return "\n\n".join(parts)
+
+
+def detection_table(scored: Scored, question: str) -> str:
+    """Every detector: what it costs, and what it gets."""
+    rows = []
+    for one in scored.entries(question):
+        found = [str(scored.estimate(question, measure, one.scores)) for measure in MEASURES.values()]
+        name = f"**{one.name}**" if one.ours else one.name
+        rows.append([name, f"{one.evaluations:,.0f}", f"{1000 * one.seconds:,.0f}", *found])
+    return _markdown(["detector", "NFE a prompt", "ms", *MEASURES], rows)
+
+
+def equal_cost_table(scored: Scored, question: str) -> str:
+    """The best of the published detectors and the best of ours within the same evaluations."""
+    rows = []
+    entries = scored.entries(question)
+    for most in EQUAL:
+        for name, measure in MEASURES.items():
+            best = []
+            for ours in (False, True):
+                within = [one for one in entries if one.ours == ours and one.evaluations <= most]
+                if within:
+                    positive = scored.positive(question)
+                    best.append(max(within, key=lambda one, p=positive, m=measure: m(p, one.scores)))  # type: ignore[misc]
+            if len(best) == 2:
+                theirs, own = best
+                gain = scored.difference(question, measure, own.scores, theirs.scores)
+                values = [f"{measure(scored.positive(question), one.scores):.3f}" for one in best]
+                rows.append([str(most), name, f"{theirs.name}: {values[0]}", f"{own.name}: {values[1]}", _signed(gain)])
+    return _markdown(["NFE at most", "measure", "best published", "best of Basin", "difference"], rows)
+
+
+def verdict_table(scored: Scored) -> str:
+    """Three classes: how often right, how well calibrated, at what cost, beside the exhaustive protocol."""
+    rows = []
+    everyone = scored.verdicts()
+    exhaustive = next(one for one in everyone if one.name == "exhaustive")
+    for one in everyone:
+        probabilities = one.probabilities[scored.kept]
+        called = probabilities.argmax(1)
+        right = (called == scored.classes).astype(float)
+        reference = (exhaustive.probabilities[scored.kept].argmax(1) == scored.classes).astype(float)
+
+        def mean(values: NDArray[np.float64], own: NDArray[np.int64]) -> float:
+            return float(values[own].mean())
+
+        accuracy = estimate(lambda own, right=right: right[own].mean(), scored.resamples)  # type: ignore[misc]
+        gain = estimate_difference(mean, list(right), list(reference), scored.resamples)
+        error = estimate(
+            lambda own, right=right, p=probabilities: calibration_error(right[own], p.max(1)[own]),  # type: ignore[misc]
+            scored.resamples,
+        )
+        recall = [f"{right[scored.classes == index].mean():.2f}" for index in range(3)]
+        nfe = one.evaluations[scored.kept]
+        rows.append(
+            [
+                one.name,
+                f"{nfe.mean():,.0f}",
+                f"{np.quantile(nfe, 0.9):,.0f}",
+                str(accuracy),
+                _signed(gain),
+                f"{_macro_f1(scored.classes, called):.3f}",
+                *recall,
+                f"{brier_score(scored.classes, probabilities):.3f}",
+                "" if one.name == "exhaustive" else str(error),
+            ]
+        )
+    header = ["", "NFE, mean", "90% within", "accuracy", "beside exhaustive", "macro-F1"]
+    return _markdown([*header, *(f"recall {name}" for name in CLASSES), "Brier", "calibration error"], rows)
+
+
+def size_table(scored: Scored, name: str = "audit") -> str:
+    """Who is right about captions of so many images, shown so often."""
+    one = next(verdicts for verdicts in scored.verdicts() if verdicts.name == name)
+    called = one.probabilities[scored.kept].argmax(1)
+    kinds = sorted({(row.images, row.weight) for row in scored.rows})
+    rows = []
+    for images, weight in kinds:
+        own = np.asarray([(row.images, row.weight) == (images, weight) for row in scored.rows])
+        truths = [str(int((scored.classes[own] == index).sum())) for index in range(3)]
+        right = float((called[own] == scored.classes[own]).mean())
+        nfe = float(one.evaluations[scored.kept][own].mean())
+        rows.append([str(images), str(weight), *truths, f"{right:.2f}", f"{nfe:.0f}"])
+    return _markdown(["images", "weight", *CLASSES, "right", "NFE"], rows)
+
+
+def text_control(scored: Scored) -> str:
+    """What the words alone tell, on both questions."""
+    prompts = [row.prompt for row in scored.rows]
+    found = [text_only_auc(prompts, list(scored.positive(question))) for question in ("memorized", "recurring")]
+    return f"memorized against the rest {found[0]}, recurring against generalized {found[1]}"
+
+
+def draw(scored: Sequence[Scored]) -> Figure:
+    """ROC curves and cost against AUC, a row per ladder."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(9, 3.6 * len(scored)), layout="constrained")
+        grid: Any = figure.subplots(len(scored), 2, squeeze=False)
+        for one, (roc, cost) in zip(scored, grid, strict=True):
+            entries = one.entries("memorized")
+            positive = one.positive("memorized")
+            areas = {entry.name: area_under_curve(positive, entry.scores) for entry in entries}
+            best = sorted((e for e in entries if not e.ours), key=lambda e: -areas[e.name])[:3]
+            own = [e for e in entries if e.ours and e.name in ("screen", "1 seed", "audit")]
+            for entry, colour in zip((*own, *best), (*_OURS, *_THEIRS), strict=True):
+                ups, downs = _roc(positive, entry.scores)
+                label = f"{'Basin, ' if entry.ours else ''}{entry.name}"
+                roc.plot(downs, ups, color=colour, label=label, linewidth=2 if entry.ours else 1)
+            roc.set(xlabel="false positives", ylabel="true positives", xscale="symlog", xlim=(0, 1), ylim=(0, 1.02))
+            roc.set_xscale("symlog", linthresh=0.01)
+            roc.set_title(f"{one.ladder}: memorized against the rest")
+            roc.legend(loc="lower right")
+            for mine, colour, marker in ((False, palette.INK, "o"), (True, _OURS[0], "D")):
+                some = [e for e in entries if e.ours == mine]
+                label = "Basin" if mine else "published, and exhaustive"
+                cost.scatter(
+                    [e.evaluations for e in some], [1 - areas[e.name] for e in some], color=colour, marker=marker,
+                    s=22, label=label, alpha=0.8,
+                )  # fmt: skip
+            cost.set(xscale="log", xlabel="denoiser evaluations a prompt", ylabel="1 − AUC")
+            cost.set_yscale("symlog", linthresh=0.001)
+            cost.invert_yaxis()
+            cost.set_title("what it costs, what it gets (higher is better)")
+            cost.legend(loc="lower right")
+    return figure
+
+
+_OURS, _THEIRS = ("#0b6e4f", "#2ca58d", "#84c7b8"), ("#c44536", "#e09f3e", "#8d99ae")
+_STYLE: dict[Any, Any] = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
+
+
+def _roc(positive: NDArray[np.bool_], scores: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """True and false positive rates at every threshold."""
+    thresholds = np.concatenate([[np.inf], np.unique(scores)[::-1]])
+    ups = [(scores[positive] >= t).mean() for t in thresholds]
+    downs = [(scores[~positive] >= t).mean() for t in thresholds]
+    return np.asarray(ups), np.asarray(downs)
+
+
+def _macro_f1(truth: NDArray[np.int64], called: NDArray[np.int64]) -> float:
+    found = []
+    for index in range(3):
+        hits = float(((truth == index) & (called == index)).sum())
+        found.append(2 * hits / max(1.0, float((truth == index).sum() + (called == index).sum())))
+    return float(np.mean(found))
+
+
+def _signed(gain: Estimate) -> str:
+    return f"{gain.value:+.3f} ({gain.lower:+.3f} to {gain.upper:+.3f})"
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
