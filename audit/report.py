@@ -10,7 +10,7 @@ from importlib.metadata import version
 import numpy as np
 from numpy.typing import NDArray
 
-from audit.evidence.curvature import CurvatureSettings
+from audit.budget import Budget
 from audit.evidence.gathered import Evidence
 from audit.model.sampling import SamplerSettings
 from audit.verdict.calibration import Calibration
@@ -77,8 +77,7 @@ class Report:
         seeds: one per sample.
         sampler: as used.
         scheduler_class: of the diffusers scheduler that drew the samples.
-        budget_definition_samples: N.
-        curvature_settings: as used.
+        budget: as asked for.
         checkpoint_name: of the checkpoint.
         checkpoint_digest: of its weights.
         family: kind of pipeline.
@@ -98,8 +97,7 @@ class Report:
     seeds: tuple[int, ...]
     sampler: SamplerSettings
     scheduler_class: str
-    budget_definition_samples: int
-    curvature_settings: CurvatureSettings
+    budget: Budget
     checkpoint_name: str
     checkpoint_digest: str
     family: str

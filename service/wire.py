@@ -252,8 +252,8 @@ def _curvature(report: Report, level: curvature.CurvatureLevel) -> report_pb2.Cu
         sigma=level.sigma,
         prompt=_spectrum(level.prompt),
         unconditional=None if level.unconditional is None else _spectrum(level.unconditional),
-        samples=min(report.curvature_settings.samples, len(report.seeds)),
-        method=report.curvature_settings.method,
+        samples=min(report.budget.curvature.samples, len(report.seeds)),
+        method=report.budget.curvature.method,
     )
 
 
@@ -272,7 +272,13 @@ def _subject(report: Report) -> report_pb2.Subject:
             width=sampler.width,
             eta=sampler.eta,
         ),
-        definition_samples=report.budget_definition_samples,
+        definition_samples=report.budget.definition_samples,
+        budget=report_pb2.Budget(
+            seeds=report.budget.seeds,
+            minimum_seeds=report.budget.minimum_seeds,
+            first_seed=report.budget.first_seed,
+            curvature=report.budget.curvature.method,
+        ),
         calibration=calibration_info(report.calibration, report.calibration_fits),
     )
     message.calibration.delta_m = report.decision.delta_m

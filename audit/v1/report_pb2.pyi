@@ -226,7 +226,7 @@ class Spectrum(_message.Message):
     def __init__(self, trace: _Optional[float] = ..., trace_error: _Optional[float] = ..., flat_share: _Optional[float] = ..., log_volume: _Optional[float] = ..., top: _Optional[_Iterable[float]] = ..., bottom: _Optional[_Iterable[float]] = ..., asymmetry: _Optional[float] = ...) -> None: ...
 
 class Subject(_message.Message):
-    __slots__ = ("checkpoint", "checkpoint_digest", "family", "reference", "reference_digest", "reference_size", "reference_complete", "sampler", "definition_samples", "calibration", "embedder_digest")
+    __slots__ = ("checkpoint", "checkpoint_digest", "family", "reference", "reference_digest", "reference_size", "reference_complete", "sampler", "definition_samples", "calibration", "embedder_digest", "budget")
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
@@ -238,6 +238,7 @@ class Subject(_message.Message):
     DEFINITION_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     CALIBRATION_FIELD_NUMBER: _ClassVar[int]
     EMBEDDER_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_FIELD_NUMBER: _ClassVar[int]
     checkpoint: str
     checkpoint_digest: str
     family: str
@@ -249,7 +250,20 @@ class Subject(_message.Message):
     definition_samples: int
     calibration: CalibrationInfo
     embedder_digest: str
-    def __init__(self, checkpoint: _Optional[str] = ..., checkpoint_digest: _Optional[str] = ..., family: _Optional[str] = ..., reference: _Optional[str] = ..., reference_digest: _Optional[str] = ..., reference_size: _Optional[int] = ..., reference_complete: _Optional[bool] = ..., sampler: _Optional[_Union[Sampler, _Mapping]] = ..., definition_samples: _Optional[int] = ..., calibration: _Optional[_Union[CalibrationInfo, _Mapping]] = ..., embedder_digest: _Optional[str] = ...) -> None: ...
+    budget: Budget
+    def __init__(self, checkpoint: _Optional[str] = ..., checkpoint_digest: _Optional[str] = ..., family: _Optional[str] = ..., reference: _Optional[str] = ..., reference_digest: _Optional[str] = ..., reference_size: _Optional[int] = ..., reference_complete: _Optional[bool] = ..., sampler: _Optional[_Union[Sampler, _Mapping]] = ..., definition_samples: _Optional[int] = ..., calibration: _Optional[_Union[CalibrationInfo, _Mapping]] = ..., embedder_digest: _Optional[str] = ..., budget: _Optional[_Union[Budget, _Mapping]] = ...) -> None: ...
+
+class Budget(_message.Message):
+    __slots__ = ("seeds", "minimum_seeds", "first_seed", "curvature")
+    SEEDS_FIELD_NUMBER: _ClassVar[int]
+    MINIMUM_SEEDS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_SEED_FIELD_NUMBER: _ClassVar[int]
+    CURVATURE_FIELD_NUMBER: _ClassVar[int]
+    seeds: int
+    minimum_seeds: int
+    first_seed: int
+    curvature: str
+    def __init__(self, seeds: _Optional[int] = ..., minimum_seeds: _Optional[int] = ..., first_seed: _Optional[int] = ..., curvature: _Optional[str] = ...) -> None: ...
 
 class Sampler(_message.Message):
     __slots__ = ("scheduler", "steps", "guidance", "negative_prompt", "height", "width", "eta")

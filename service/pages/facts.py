@@ -162,8 +162,10 @@ def _settings(found: dict[str, Any]) -> Iterator[_Setting]:
         levels = ", ".join(f"{level:.2g}" for level in budget["noise_levels"])
         where = f" at {count(budget['curvature_samples'], 'sample')}, σ {levels}" if levels else ""
         name = f"{budget['audits']} audits"
-        text = f"{name}: {count(budget['seeds'], 'seed')} from {budget['first_seed']}, curvature {budget['curvature']}"
-        yield _Setting("budget", text + where, f"budget of {name}", (budget["seeds"], budget["curvature"], where))
+        least = f"{budget['minimum_seeds']} to " if budget["minimum_seeds"] < budget["seeds"] else ""
+        seeds = f"{least}{count(budget['seeds'], 'seed')} from {budget['first_seed']}"
+        spent = (budget["minimum_seeds"], budget["seeds"], budget["curvature"], where)
+        yield _Setting("budget", f"{name}: {seeds}, curvature {budget['curvature']}{where}", f"budget of {name}", spent)
     for software in found["software"]:
         text = ", ".join(f"{name} {version}" for name, version in software.items() if name != "device")
         yield _Setting("software", text, "software", text)
@@ -178,11 +180,12 @@ def _subject(report: report_pb2.Report) -> dict[str, Any]:
 
 
 def _budget(report: report_pb2.Report) -> dict[str, Any]:
-    levels = report.curvature
+    levels, asked = report.curvature, report.subject.budget
     return {
-        "seeds": len(report.samples),
-        "first_seed": min(sample.seed for sample in report.samples),
-        "curvature": levels[0].method if levels else "off",
+        "seeds": asked.seeds,
+        "minimum_seeds": min(asked.minimum_seeds, asked.seeds),
+        "first_seed": asked.first_seed,
+        "curvature": asked.curvature,
         "curvature_samples": levels[0].samples if levels else 0,
         "noise_levels": [round(level.sigma, 4) for level in levels],
     }

@@ -149,7 +149,7 @@ def test_every_curvature_method_costs_what_is_planned(auditor: Auditor, curvatur
     levels = report.evidence.curvature
     assert len(levels) == (0 if curvature.method == "off" else len(curvature.noise_levels))
     assert all((level.unconditional is not None) == curvature.baseline for level in levels)
-    assert report.curvature_settings == curvature
+    assert report.budget.curvature == curvature
     # Two levels of the smoothed trace at three samples, two evaluations each.
     assert (report.cost.curvature_evaluations == 12) == (curvature.method == "off")
     plain = auditor.audit(PROMPT, sampler=sampler, budget=replace(budget, curvature=OFF))
@@ -203,7 +203,7 @@ def test_reports_are_complete(auditor: Auditor, checkpoint: Checkpoint) -> None:
     assert report.calibration == auditor.calibration
     assert report.sampler == sampler
     assert report.scheduler_class == checkpoint.scheduler_config["_class_name"]
-    assert report.budget_definition_samples == 512
+    assert report.budget.definition_samples == 512
     assert (report.checkpoint_name, report.checkpoint_digest) == ("demo", checkpoint.digest)
     assert report.reference is not None
     assert report.reference.complete

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from scipy.stats import chi
 
@@ -68,7 +69,10 @@ def gaussian_pairs(dimension: int, prompts: int, samples: int, seed: int) -> NDA
     """Distances between the samples of each prompt, all of them standard normal."""
     rng = np.random.default_rng(seed)
     return np.concatenate(
-        [pairwise_distances(rng.normal(size=(samples, dimension)))[np.triu_indices(samples, 1)] for _ in range(prompts)]
+        [
+            pairwise_distances(torch.from_numpy(rng.normal(size=(samples, dimension))))[np.triu_indices(samples, 1)]
+            for _ in range(prompts)
+        ]
     )
 
 

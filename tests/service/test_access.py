@@ -301,7 +301,7 @@ def test_an_audit_log_that_cannot_be_written_any_more_fails_no_call(tmp_path: Pa
 def test_quotas(launch: Callable[..., Client], tmp_path: Path, prompts: list[str]) -> None:
     """A client that has used up its share is put off, and nobody else; audits and batches take from the same share."""
     file = tokens(tmp_path / "tokens", alice=["audit", "batch"], bob=["audit"])
-    quota = {"evaluations_per_second": 0.01, "burst_evaluations": 6}
+    quota = {"evaluations_per_second": 0.01, "burst_evaluations": SMALL + 2}
     own = launch(auth={"tokens": file}, quotas={"clients": {"alice": quota}})
     with as_client(own, "alice") as alice, as_client(own, "bob") as bob:
         alice.patience = 0
@@ -310,7 +310,7 @@ def test_quotas(launch: Callable[..., Client], tmp_path: Path, prompts: list[str
         with pytest.raises(ServiceError) as refused:
             alice.audit(small(prompts[0]))
         assert (refused.value.code, refused.value.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED")
-        assert refused.value.retry_seconds == pytest.approx(200, rel=0.2)
+        assert refused.value.retry_seconds == pytest.approx(100 * (SMALL - 2), rel=0.2)
         spec = batch_pb2.BatchSpec(budget=small("").budget, sampler=small("").sampler)
         assert refusal(lambda: alice.submit(spec, [batch_pb2.BatchPrompt(prompt="x")]))[1] == "QUOTA_EXCEEDED"
         for _ in range(4):
@@ -321,11 +321,11 @@ def test_a_batch_takes_its_share_once_and_only_where_it_is_taken_in(
     launch: Callable[..., Client], tmp_path: Path
 ) -> None:
     """One that the store refuses costs nothing; the same again neither; of many at once, no two have the last bit."""
-    quota = {"evaluations_per_second": 0.001, "burst_evaluations": 6}
+    quota = {"evaluations_per_second": 0.001, "burst_evaluations": SMALL + 2}
     own = launch(quotas={"default": quota}, batches={"store": f"sqlite:///{tmp_path}/basin.db"})
     how = spec()
-    first = create(own, ["of four evaluations"], how, request_id="mine")
-    assert create(own, ["of four evaluations"], how, request_id="mine") == first
+    first = create(own, ["of a few evaluations"], how, request_id="mine")
+    assert create(own, ["of a few evaluations"], how, request_id="mine") == first
     assert failure(lambda: create(own, ["another"], request_id="mine")).reason == "REQUEST_ID_REUSED"
     with ThreadPoolExecutor(4) as callers:
         calls = [callers.submit(create, own, [f"the rest {number}"]) for number in range(4)]

@@ -49,7 +49,7 @@ SAMPLERS: dict[str, tuple[dict[str, Any], str, str]] = {
     "long negative prompt": ({"negative_prompt": "a" * 301}, "PROMPT_TOO_LONG", "negative_prompt"),
 }
 BUDGETS: dict[str, tuple[dict[str, Any], str, str]] = {
-    "one seed": ({"seeds": 1}, "SEEDS_OUT_OF_RANGE", "spec.budget.seeds"),
+    "no seeds": ({"seeds": 0}, "SEEDS_OUT_OF_RANGE", "spec.budget.seeds"),
     "more seeds than the server allows": ({"seeds": 65}, "SEEDS_OUT_OF_RANGE", "spec.budget.seeds"),
     "negative first seed": ({"first_seed": -1}, "FIRST_SEED_OUT_OF_RANGE", "spec.budget.first_seed"),
     "no definition": ({"definition_samples": 0}, "DEFINITION_SAMPLES_OUT_OF_RANGE", "spec.budget.definition_samples"),

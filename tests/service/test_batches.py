@@ -86,12 +86,14 @@ def test_a_batch_is_audited(batch_client: Client, prompts: list[str]) -> None:
 def test_unset_fields_are_the_servers_defaults(launch: Callable[..., Client], tmp_path: Any) -> None:
     """A spec that says nothing audits with the only checkpoint, its sampler and the default budget."""
     own = launch(
-        budget={"seeds": 2, "curvature": "off", "definition_samples": 64},
+        budget={"seeds": 2, "minimum_seeds": 2, "curvature": "off", "definition_samples": 64},
         batches={"store": f"sqlite:///{tmp_path}/basin.db"},
     )
     said = get(own, create(own, ["anything"], batch_pb2.BatchSpec())).spec
     assert list(said.checkpoints) == ["demo"]
-    assert said.budget == audit_pb2.BudgetOptions(seeds=2, first_seed=0, definition_samples=64, curvature="off")
+    assert said.budget == audit_pb2.BudgetOptions(
+        seeds=2, minimum_seeds=2, first_seed=0, definition_samples=64, curvature="off"
+    )
     assert said.sampler.steps == 20
     assert said.pictures == batch_pb2.BATCH_PICTURES_FLAGGED
     assert said.false_discovery_rate == 0.05
@@ -257,12 +259,12 @@ def test_few_batches_are_taken_in_at_once(batch_client: Client) -> None:
 def test_batches_have_so_much_to_do_and_no_more(launch: Callable[..., Client], tmp_path: Path) -> None:
     """What would go over is to come again later; what is too much alone is taken in where nothing else is there."""
     own = launch(batches={"store": f"sqlite:///{tmp_path}/basin.db", "evaluations": 60_000})
-    first = create(own, ["57,600 evaluations"], endless())
+    first = create(own, ["57,640 evaluations"], endless())
     refused = failure(lambda: create(own, ["one", "more"], endless()))
     assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "BATCHES_FULL")
     assert refused.retry_seconds
     assert own.metric("basin_errors_total", reason="BATCHES_FULL") == 1
-    second = create(own, ["4 evaluations"])
+    second = create(own, ["20 evaluations"])
     assert listed(own) == [second, first]
     cancel(own, first)
     ended(own, second)
@@ -414,7 +416,7 @@ def test_audits_of_callers_go_on_beside_a_batch(batch_client: Client, prompts: l
     for prompt in prompts[:3]:
         assert batch_client.audit(small(prompt, reference="demo")).prompt == prompt
         *_, last = batch_client.stream(small(prompt, sampler=audit_pb2.SamplerOptions(steps=5)))
-        assert last.report.cost.evaluations == 10
+        assert last.report.cost.sampling_evaluations == 10
     now = get(batch_client, id_).progress
     assert now.state == RUNNING
     assert now.open

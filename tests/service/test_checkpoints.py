@@ -126,7 +126,7 @@ def test_unload_waits_for_audits_in_flight(client: Client, prompts: list[str]) -
         assert refused.reason == "CHECKPOINT_NOT_LOADED"
         loading = callers.submit(_load, client, "copy")
         *_, last = call
-        assert last.report.cost.evaluations == 120
+        assert last.report.cost.sampling_evaluations == 120
         unloading.result()
         assert loading.result().state == checkpoint_pb2.CHECKPOINT_STATE_READY
     _unload(client, "copy")

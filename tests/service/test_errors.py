@@ -55,7 +55,7 @@ BAD_SAMPLER: dict[str, tuple[dict[str, Any], str, str]] = {
     "wordy negative prompt": ({"negative_prompt": "x y " * 70}, "PROMPT_TOO_LONG", "negative_prompt"),
 }
 BAD_BUDGET: dict[str, tuple[dict[str, Any], str, str]] = {
-    "one seed": ({"seeds": 1}, "SEEDS_OUT_OF_RANGE", "budget.seeds"),
+    "no seeds": ({"seeds": 0}, "SEEDS_OUT_OF_RANGE", "budget.seeds"),
     "negative seeds": ({"seeds": -5}, "SEEDS_OUT_OF_RANGE", "budget.seeds"),
     "more seeds than the server allows": ({"seeds": 65}, "SEEDS_OUT_OF_RANGE", "budget.seeds"),
     "more seeds than anyone allows": ({"seeds": 10**6}, "SEEDS_OUT_OF_RANGE", "budget.seeds"),

@@ -75,6 +75,7 @@ def good(method: str, batch: str) -> Message:
     Image.new("RGB", (8, 8)).save(image, "PNG")
     return {
         "Audit": audit,
+        "Screen": audit_pb2.ScreenRequest(prompts=["x", "y"], checkpoint="demo", sampler=audit.sampler),
         "StreamAudit": audit_pb2.StreamAuditRequest(audit=audit),
         "CreateBatch": batch_pb2.CreateBatchRequest(spec=spec, prompts=prompts),
         "UploadBatch": batch_pb2.UploadBatchRequest(header=batch_pb2.UploadBatchHeader(spec=spec)),
@@ -166,4 +167,6 @@ def test_it_leaves_no_trace(own: Client, prompts: list[str]) -> None:
 def assert_unhurt(client: Client) -> None:
     """No call was the server's own fault, and it is well."""
     assert client.metric("basin_rpcs_total", code="INTERNAL") == 0
+    # Without any checkpoint it is not ready.
+    client.checkpoints.LoadCheckpoint(checkpoint_pb2.LoadCheckpointRequest(checkpoint="demo"), timeout=LONG)
     assert client.health() == client.health("liveness") == SERVING

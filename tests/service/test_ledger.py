@@ -56,7 +56,7 @@ def audited() -> Audited:
     """Two of them."""
     checkpoint, calibration = open_checkpoint("demo", "cpu", "float32")
     auditor = Auditor(checkpoint, open_reference("demo"), calibration)
-    budget = Budget(seeds=12, curvature=CurvatureSettings(method="off"))
+    budget = Budget(seeds=12, minimum_seeds=12, curvature=CurvatureSettings(method="off"))
     subject = Subject.of(auditor, budget, {"steps": 3, "guidance": 1.0})
     flagged, cleared = (
         auditor.audit(

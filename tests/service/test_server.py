@@ -165,7 +165,7 @@ def test_sigterm_drains(spawn: Callable[..., Process], prompts: list[str]) -> No
     refused = failure(lambda: client.audit(small(prompts[1])))
     assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
     *_, last = call
-    assert last.report.cost.evaluations == 1200
+    assert last.report.cost.sampling_evaluations == 1200
     assert process.ends() == 0
     process.says("stopped")
     assert all(prompts[0] not in json.dumps(line) for line in process.log)

@@ -14,7 +14,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 
 from service.config import ConfigError, load_settings
 from service.server import start_server
-from tests.service.helpers import LONG, Client, eventually, failure, small
+from tests.service.helpers import LONG, SMALL, Client, eventually, failure, small
 from tests.service.processes import Process
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -68,12 +68,12 @@ def test_an_audit_is_a_trace(collector: tuple[Collector, str], prompts: list[str
     answered, refused = sorted(found.named("audit.v1.AuditService/Audit"), key=lambda span: span.start_time_unix_nano)
     assert (answered.trace_id.hex(), answered.parent_span_id.hex()) == (TRACE, PARENT)
     told = attributes(answered)
-    assert (told["rpc.grpc.status"], told["basin.checkpoint"], told["basin.evaluations"]) == ("OK", "demo", 4)
+    assert (told["rpc.grpc.status"], told["basin.checkpoint"], told["basin.evaluations"]) == ("OK", "demo", SMALL)
     assert attributes(refused)["basin.reason"] == "PROMPT_EMPTY"
     assert refused.trace_id != answered.trace_id
     below = [span for span in found.spans if span.parent_span_id == answered.span_id]
     assert [span.name for span in sorted(below, key=lambda span: span.start_time_unix_nano)] == [
-        "queued", "sampling", "decoding", "searching", "curvature", "concluding",
+        "queued", "screening", "sampling", "decoding", "searching", "curvature", "concluding",
     ]  # fmt: skip
     assert all(span.end_time_unix_nano <= answered.end_time_unix_nano for span in below)
     assert prompts[0] not in str(found.spans)

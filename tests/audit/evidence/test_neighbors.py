@@ -161,7 +161,10 @@ def test_an_image_that_is_stored_twice_has_its_double_as_neighbour(checkpoint: C
 def made(rows: range, *, clip: bool) -> Neighbors:
     """Neighbours whose numbers are their rows."""
     own = np.arange(rows.start, rows.stop)
-    return Neighbors(own, own + 0.25, own + 0.5, own + 100 if clip else None, own / 100 if clip else None)
+    real = own.astype(np.float64)
+    return Neighbors(
+        own, real + np.float64(0.25), real + np.float64(0.5), own + 100 if clip else None, own / 100 if clip else None
+    )
 
 
 @pytest.mark.parametrize("clip", [True, False])

@@ -34,7 +34,7 @@ from tests.service.runs import Change as Make
 from tests.service.runs import forget_second_audits, make_up, plain_report, run_batch, settle, trade_words
 
 #: A copy of the demo has no sampler settings of its own.
-SAMPLER = ("--steps", "20", "--guidance", "1", "--seeds", "6", "--curvature", "off")
+SAMPLER = ("--steps", "20", "--guidance", "1", "--seeds", "6", "--minimum-seeds", "6", "--curvature", "off")
 SURE = {"memorized": (1.0, 0.0, 0.0), "spurious": (0.0, 1.0, 0.0), "generalized": (0.0, 0.0, 1.0)}
 
 
@@ -312,6 +312,7 @@ def test_a_smaller_budget_is_a_difference_and_other_seeds_are_none(tmp_path: Pat
             mode.seeds[:] = [seed]
 
     def fewer(report: report_pb2.Report, position: int) -> None:
+        report.subject.budget.seeds = 1
         del report.samples[1:]
         del report.stability.modes[1:]
 
