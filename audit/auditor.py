@@ -205,11 +205,12 @@ class Auditor:
                     definition_samples=budget.definition_samples,
                     fits=fits,
                 )
-            if decision.confidence >= SETTLED:
+            if len(draws) >= budget.minimum_seeds and decision.confidence >= SETTLED:
                 break
         if budget.curvature.method != "off":
             with work.stage("curvature"):
                 evidence = replace(evidence, curvature=self._curvature(draws, sampler, budget, given, work))
+            work.enter("concluding")
         return Report(
             prompt=prompt,
             decision=decision,

@@ -34,6 +34,8 @@ FALSE_POSITIVE_RATE = 0.05
 TAIL = 0.1
 #: Share of real images from elsewhere that may count as copies.
 FALSE_COPIES = 0.01
+#: Distance up to which two reference images are one: what rounding leaves of nothing.
+SAME = 1e-3
 #: Reference images that stand for them, at most.
 STAND_INS = 1000
 
@@ -134,11 +136,17 @@ def recurrence_threshold(pairs: NDArray[np.float64], definition_samples: int = D
     return float(np.exp(intercept + slope * norm.ppf(wanted)))
 
 
-def copy_threshold(finder: NeighborFinder) -> float:
+def copy_threshold(finder: NeighborFinder) -> float | None:
     """The δ_m within which `FALSE_COPIES` of real images that are not in the reference set would be copies.
 
     Each of up to `STAND_INS` reference images stands for one that is not there: it is compared with all the others.
+    Images that are in the set twice stand for nothing.
+
+    Returns:
+        The threshold; None where the set is too small to tell.
     """
     count = min(len(finder.reference), STAND_INS)
     chosen = np.random.default_rng(0).choice(len(finder.reference), count, replace=False)
-    return float(np.quantile(finder.between_references([int(i) for i in np.sort(chosen)]), FALSE_COPIES))
+    distances = finder.between_references([int(i) for i in np.sort(chosen)])
+    apart = distances[np.isfinite(distances) & (distances > SAME)]
+    return float(np.quantile(apart, FALSE_COPIES)) if len(apart) else None

@@ -35,6 +35,7 @@ def write_page(story: Story) -> Path:
             content = io.BytesIO()
             metadata = {"Date": None} if suffix == "svg" else {"Software": None}
             figure.savefig(content, format=suffix, dpi=RESOLUTION, metadata=metadata)
+            figure.set_layout_engine("none")  # both have the same, which takes as long as to draw
             write_whole(story.run.path / "figures" / f"{name}.{suffix}", content.getvalue())
             if suffix == "png":
                 embedded[name] = "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()

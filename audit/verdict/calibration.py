@@ -7,10 +7,10 @@ import math
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
 from audit.errors import InvalidInput
 from audit.model.sampling import SamplerSettings
@@ -19,6 +19,9 @@ from audit.verdict.features import CONTRASTS, TRACES, Ordinary
 #: Root mean square difference per pixel, on [-1, 1], up to which two images count as the same where a checkpoint has
 #: no calibration: about what the eye takes for the same picture.
 UNCALIBRATED_RMS = 0.15
+
+
+Threshold = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Calibration(BaseModel):
@@ -43,8 +46,8 @@ class Calibration(BaseModel):
     checkpoint_digest: str = ""
     sampler: SamplerSettings | None = None
     definition_samples: int = 512
-    delta_m: PositiveFloat | None = None
-    delta_s: PositiveFloat | None = None
+    delta_m: Threshold | None = None
+    delta_s: Threshold | None = None
     ordinary: dict[str, Ordinary]
     prompts: NonNegativeInt
     screen_threshold: float = Field(ge=0, le=1)
@@ -101,6 +104,10 @@ def conformal_threshold(scores: Sequence[float], false_positive_rate: float) -> 
 
     The ⌈(1 − α)(n + 1)⌉-th smallest of n scores (Vovk, Gammerman & Shafer 2005, section 2.2), whatever their
     distribution; infinite where n scores are too few for that rate.
+
+    Args:
+        scores: of ordinary prompts.
+        false_positive_rate: α, in (0, 1).
     """
     ordered = np.sort(np.asarray(scores, dtype=np.float64))
     rank = math.ceil((1 - false_positive_rate) * (len(ordered) + 1))

@@ -8,8 +8,8 @@ Two shares are estimated: R, of the samples that recur among N, and C, of those 
 The estimators see no reference set. What is found there comes in by Bayes' rule: k of n samples within δ_m of a
 reference image have the likelihood Binomial(k; n, f_m) where the set is complete, and where it is a part that covers a
 share v ~ Uniform(0, 1) of what is copied, Binomial(k; n, v f_m). The probability of a class is the share of the
-posterior in which its fraction is the largest. Estimators can be wrong: a share `DOUBT` of the prior is uniform, so
-that samples can overrule them.
+posterior in which its fraction is the largest. Estimators can be wrong: a share `DOUBT` of either prior is uniform, so
+that samples can overrule them. All of it is summed over a grid of R and C.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import betainc
 from scipy.stats import beta
 
 from audit.evidence.gathered import Evidence
@@ -37,12 +38,13 @@ INTERVAL_LEVEL = 0.9
 DECIDED = 0.9
 #: At this confidence no more seeds are drawn.
 SETTLED = 0.95
-#: Share of the prior that does not believe the estimators.
+#: Share of either prior that does not believe its estimator.
 DOUBT = 0.02
 #: What an estimate is worth, of its own concentration, with a calibration of another checkpoint or sampler; and what
 #: the share of copies is worth where no complete reference set can contradict it.
 BORROWED = 0.25
-_DRAWS = 20_000
+#: Cells of a share, and the step that interval ends are rounded to.
+_CELLS, _STEP = 128, 1e-3
 
 
 @dataclass(frozen=True)
@@ -239,7 +241,7 @@ def _against(measured: dict[str, float], calibration: Calibration) -> tuple[Meas
 
 @dataclass(frozen=True)
 class _Posterior:
-    """Weighted draws of the three fractions, (draws, 3)."""
+    """The three fractions on a grid, (points, 3), and the weight of every point."""
 
     fractions: NDArray[np.float64]
     weights: NDArray[np.float64]
@@ -261,6 +263,8 @@ class _Posterior:
     def intervals(self) -> tuple[Interval, Interval, Interval]:
         tail = (1 - INTERVAL_LEVEL) / 2
         lower, upper = np.quantile(self.fractions, [tail, 1 - tail], 0, weights=self.weights, method="inverted_cdf")
+        # Outward to what the grid can tell apart.
+        lower, upper = np.floor(lower / _STEP) * _STEP, np.minimum(np.ceil(upper / _STEP) * _STEP, 1.0)
         memorized, spurious, generalized = (
             Interval(float(mean), float(low), float(high))
             for mean, low, high in zip(self.means, lower, upper, strict=True)
@@ -268,13 +272,17 @@ class _Posterior:
         return memorized, spurious, generalized
 
     def given(self, copies: int, n: int, *, complete: bool) -> _Posterior:
-        """After k of n samples were found in a reference set."""
-        rate = self.fractions[:, 0]
-        if not complete:
-            rate = rate * np.random.default_rng(1).random(len(rate))
-        rate = np.clip(rate, 1e-12, 1 - 1e-12)
-        log_likelihood = copies * np.log(rate) + (n - copies) * np.log1p(-rate)
-        weights = self.weights * np.exp(log_likelihood - log_likelihood.max())
+        """After k of n samples were found in a reference set.
+
+        Where it covers a share v ~ Uniform(0, 1) of what is copied, the likelihood is the mean over v of
+        Binomial(k; n, v f), in closed form a regularised incomplete beta function over f.
+        """
+        rate = np.clip(self.fractions[:, 0], 1e-12, 1 - 1e-12)
+        if complete:
+            log_likelihood = copies * np.log(rate) + (n - copies) * np.log1p(-rate)
+        else:
+            log_likelihood = np.log(np.maximum(betainc(copies + 1, n - copies + 1, rate), 1e-300)) - np.log(rate)
+        weights = self.weights * np.exp(log_likelihood - log_likelihood[self.weights > 0].max())
         return _Posterior(self.fractions, weights / weights.sum())
 
 
@@ -288,22 +296,29 @@ def _prior(
     unchecked: bool,
 ) -> _Posterior:
     """Before anything is looked up in a reference set; `unchecked` when nothing, or too little, can be."""
-    look, rng = estimators.look(n), np.random.default_rng(0)
-    doubtful = rng.random(_DRAWS) < DOUBT
-
-    def draw(estimator: ShareEstimator, trust: float) -> NDArray[np.float64]:
-        mean, concentration = estimator.predict(features), estimator.concentration * trust
-        shares = rng.beta(concentration * mean + 1e-3, concentration * (1 - mean) + 1e-3, _DRAWS)
-        return np.where(doubtful, rng.random(_DRAWS), shares)
-
-    trust = 1.0 if fits else BORROWED
-    returning, copied = draw(look.recurring, trust), draw(look.copied, trust * (BORROWED if unchecked else 1.0))
+    look, trust = estimators.look(n), 1.0 if fits else BORROWED
+    returning, recurring_weights = _cells(look.recurring, features, trust)
+    copied, copied_weights = _cells(look.copied, features, trust * (BORROWED if unchecked else 1.0))
+    memorized = np.outer(returning, copied)
     # A state of probability p is met again among N samples with probability 1 − (1 − p)^(N−1) ≈ 1 − exp(−pN): the share
     # that does not recur at another N is raised to the power of the ratio of the two. Copies are copies at any N.
-    memorized = returning * copied
-    alone = ((1 - returning) / np.maximum(1 - memorized, 1e-12)) ** (definition_samples / estimators.definition_samples)
-    fractions = np.stack([memorized, (1 - memorized) * (1 - alone), (1 - memorized) * alone], axis=1)
-    return _Posterior(fractions, np.full(_DRAWS, 1 / _DRAWS))
+    rest = np.maximum(1 - memorized, 1e-12)
+    alone = ((1 - returning[:, None]) / rest) ** (definition_samples / estimators.definition_samples)
+    fractions = np.stack([memorized, rest * (1 - alone), rest * alone], axis=2).reshape(-1, 3)
+    return _Posterior(fractions, np.outer(recurring_weights, copied_weights).ravel())
+
+
+def _cells(
+    estimator: ShareEstimator, features: dict[str, float], trust: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The distribution of a share in `_CELLS` cells of [0, 1], narrow at its ends: mean within, and mass of each."""
+    mean, concentration = estimator.predict(features), estimator.concentration * trust
+    a, b = concentration * mean + 1e-3, concentration * (1 - mean) + 1e-3
+    edges = np.sin(np.linspace(0, np.pi / 2, _CELLS + 1)) ** 2
+    # E[x; x in a cell] of Beta(a, b) is a/(a + b) times the mass that Beta(a + 1, b) has there.
+    mass = (1 - DOUBT) * np.diff(betainc(a, b, edges)) + DOUBT * np.diff(edges)
+    moment = (1 - DOUBT) * a / (a + b) * np.diff(betainc(a + 1, b, edges)) + DOUBT * np.diff(edges**2) / 2
+    return moment / mass, mass
 
 
 def _reasons(

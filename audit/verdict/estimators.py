@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, model_validator
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, model_validator
 
 from audit.verdict.features import CONTRASTS, MEETINGS, TRACES
 
@@ -90,7 +90,7 @@ class Estimators(_Model):
     """
 
     looks: tuple[Look, ...]
-    definition_samples: int
+    definition_samples: PositiveInt
     source: str
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ from tests.cli.conftest import Basin, is_one_error, start_basin
 RECIPE = {
     "rungs": [{"images": 1, "captions": 1}, {"images": 4, "captions": 1}],
     "autoencoder_channels": [8, 8, 8],
-    "autoencoder_steps": 200,
+    "autoencoder_steps": 60,
     "unet_channels": [16, 16],
     "text_width": 16,
     "denoiser_steps": 20,

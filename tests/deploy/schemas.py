@@ -49,10 +49,17 @@ _RAY_GROUP = {"rayStartParams": _STRINGS, "template": {"$ref": f"#/$defs/{_POD_T
 CUSTOM: dict[tuple[str, str], dict[str, Any]] = {
     ("monitoring.coreos.com/v1", "ServiceMonitor"): _object(
         {
-            "jobLabel": _STRING,
             "selector": _object({"matchLabels": _STRINGS}),
             "endpoints": {
-                "type": "array", "minItems": 1, "items": _object({"port": _STRING, "interval": _DURATION}),
+                "type": "array", "minItems": 1,
+                "items": _object(
+                    {
+                        "port": _STRING, "interval": _DURATION,
+                        "relabelings": {
+                            "type": "array", "items": _object({"targetLabel": _STRING, "replacement": _STRING}),
+                        },
+                    }
+                ),
             },
         },
         "selector", "endpoints",

@@ -81,7 +81,7 @@ def test_the_monitor_finds_the_metrics() -> None:
     services = [one for one in objects if one["kind"] == "Service" and selects(monitor["selector"], one)]
     assert [one["metadata"]["name"] for one in services] == ["basin-headless"]
     assert monitor["endpoints"][0]["port"] in [port["name"] for port in services[0]["spec"]["ports"]]
-    assert services[0]["metadata"]["labels"][monitor["jobLabel"]] == "basin"
+    assert monitor["endpoints"][0]["relabelings"] == [{"targetLabel": "job", "replacement": "basin/audits/basin"}]
 
 
 def test_rules_and_dashboard_are_those_of_the_repository() -> None:

@@ -60,7 +60,7 @@ LATENT = Sweep.model_validate(
         "samples": 24,
         "sampler_steps": 4,
         "points": 2,
-        "autoencoder_widths": [8, 8, 8],
+        "autoencoder_widths": [8, 8],
         "autoencoder_steps": 10,
     }
 )
@@ -145,7 +145,7 @@ def latent_story(base: Path) -> Story:
     folder, archive = base / "latent", base / "images.npz"
     with FileLock(base / "latent.lock"):
         if not archive.exists():
-            images = small_images(12, 16, channels=3)
+            images = small_images(12, 8, channels=3)
             finished_run(base).claim(folder, LATENT, images)
             np.savez(archive, images=images)
         return run_phase(LATENT, folder, source=archive, devices=["cpu"])

@@ -32,14 +32,14 @@ def test_latent_space_and_other_architectures(story: Story) -> None:
     run = story.run
     assert set(story.thresholds) == {"latent", "pixel"}
     assert {"autoencoder", "samples", "evidence"} < set(story.seconds)
-    shapes = {"latent": (24, 4, 4, 4), "pixel": (24, 3, 16, 16)}
+    shapes = {"latent": (24, 4, 4, 4), "pixel": (24, 3, 8, 8)}
     for network in LATENT.networks:
         assert story.samples[network]["latents"].shape == shapes[story.space(network.series)]
         assert np.isfinite(story.samples[network]["latents"]).all()
         assert load_network(run.path, network, LATENT, story.source).prediction_type == "sample"
     encoded = read_arrays(run.autoencoder / "encoded.npz")
     assert encoded["latents"].shape == (12, 4, 4, 4)
-    assert encoded["images"].shape == (12, 3, 16, 16)
+    assert encoded["images"].shape == (12, 3, 8, 8)
     assert not list(run.training.glob("*.state.*"))
 
     before = snapshot(run.path)
@@ -140,7 +140,7 @@ def test_a_network_that_diverged_is_named(finished: Finished, tmp_path: Path) ->
 
 def test_a_full_disk_costs_no_trained_autoencoder(finished: Finished, tmp_path: Path) -> None:
     """Its weights are whole or not there, what failed is said, and with room they are written without training."""
-    images = small_images(12, 16)
+    images = small_images(12, 8)
     np.savez(tmp_path / "images.npz", images=images)
     run = RunFolder(finished.claim(tmp_path / "run", LATENT, images))
     run.autoencoder.write_text("in the way, so that the trained state stays")

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import betaln, digamma
 from scipy.stats import beta, binom
 
 from audit.evidence.gathered import Evidence
@@ -122,35 +121,32 @@ def test_intervals_hold_their_estimates_in_ordinary_cases(n: int) -> None:
 # --- Bayes' rule ----------------------------------------------------------------------------------------------------
 
 
-def exact_memorized(mean: float, concentration: float, copies: int, n: int) -> float:
-    """Posterior mean of f_m when all recurs for sure.
-
-    Of Beta(κĉ, κ(1 − ĉ)), and of the `DOUBT` that it is R C with both uniform: −log f_m is the density of that, and
-    ∫ x^(i−1) (1−x)^(j−1) (−log x) dx = B(i, j)(ψ(i + j) − ψ(i)).
-    """
-    a, b = concentration * mean, concentration * (1 - mean)
-
-    def doubted(i: int, j: int) -> float:
-        return float(np.exp(betaln(i, j)) * (digamma(i + j) - digamma(i)))
-
-    trusted = math.log(1 - DOUBT) + betaln(a + copies, b + n - copies) - betaln(a, b)
-    other = math.log(DOUBT * doubted(copies + 1, n - copies + 1))
-    share = 1 / (1 + math.exp(other - trusted))
-    alone = doubted(copies + 2, n - copies + 1) / doubted(copies + 1, n - copies + 1)
-    return float(share * (a + copies) / (a + b + n) + (1 - share) * alone)
+def on_a_grid(
+    recurring: tuple[float, float], copied: tuple[float, float], copies: int, n: int
+) -> tuple[float, float, float]:
+    """Posterior mean of f_m = R C and the ends of its 90% interval, R and C being (mean, concentration), by brute force."""
+    edges = np.linspace(0, 1, 801)
+    middle = (edges[1:] + edges[:-1]) / 2
+    shares = [
+        (1 - DOUBT) * np.diff(beta.cdf(edges, kappa * mean, kappa * (1 - mean))) + DOUBT / 800
+        for mean, kappa in (recurring, copied)
+    ]
+    rate = np.outer(middle, middle).ravel()
+    weight = np.outer(*shares).ravel() * np.exp(binom.logpmf(copies, n, rate) - binom.logpmf(copies, n, copies / n))
+    weight /= weight.sum()
+    lower, upper = np.quantile(rate, [0.05, 0.95], weights=weight, method="inverted_cdf")
+    return float(weight @ rate), float(lower), float(upper)
 
 
 @pytest.mark.parametrize("mean", [0.2, 0.5, 0.8])
 @pytest.mark.parametrize("concentration", [4.0, 30.0])
 @pytest.mark.parametrize(("copies", "n"), [(0, 1), (1, 1), (0, 4), (2, 8), (8, 8), (13, 16), (0, 32)])
-def test_copies_found_are_conjugate_where_all_recurs(mean: float, concentration: float, copies: int, n: int) -> None:
-    """The posterior of f_m is Beta(κĉ + k, κ(1 − ĉ) + n − k), but for what is doubted.
-
-    Within 0.02 of the mean that counts the doubt in exactly: five standard errors where 2,000 of the draws remain.
-    """
+def test_copies_found_count_by_bayes_rule(mean: float, concentration: float, copies: int, n: int) -> None:
+    """Where all recurs, f_m and its interval are those of a grid forty times as fine, within 0.02."""
     certain = sure_of(constant(1 - 1e-12, 1e7), constant(mean, concentration))
-    found = conclude(evidence(n, copies), by=certain).fractions[0].estimate
-    assert found == pytest.approx(exact_memorized(mean, concentration, copies, n), abs=0.02)
+    found = conclude(evidence(n, copies), by=certain).fractions[0]
+    expected = on_a_grid((1 - 1e-12, 1e7), (mean, concentration), copies, n)
+    assert (found.estimate, found.lower, found.upper) == pytest.approx(expected, abs=0.02)
 
 
 @pytest.mark.parametrize(("mean", "copies", "n"), [(0.2, 1, 8), (0.5, 8, 16), (0.8, 13, 16)])
@@ -171,18 +167,10 @@ def test_doubt_moves_hardly_anything_where_nothing_speaks_against_the_estimate(
 )
 def test_posteriors_of_surprises_are_those_of_a_grid(copies: int, n: int, recurring: float, copied: float) -> None:
     """However little of the prior the copies leave, f_m and its interval are within 0.03 of R × C on a fine grid."""
-    edges = np.linspace(0, 1, 601)
-    shares = [np.diff(beta.cdf(edges, 12 * mean, 12 * (1 - mean))) for mean in (recurring, copied)]
-    prior = (1 - DOUBT) * np.outer(*shares) + DOUBT / 600**2
-    rate = np.outer((edges[1:] + edges[:-1]) / 2, (edges[1:] + edges[:-1]) / 2)
-    weight = prior * np.exp(binom.logpmf(copies, n, rate) - binom.logpmf(copies, n, copies / n))
-    lower, upper = np.quantile(
-        rate.ravel(), [0.05, 0.95], weights=(weight / weight.sum()).ravel(), method="inverted_cdf"
-    )
     by = sure_of(constant(recurring, 12.0), constant(copied, 12.0))
     found = conclude(evidence(n, copies), by=by).fractions[0]
-    assert found.estimate == pytest.approx((weight * rate).sum() / weight.sum(), abs=0.03)
-    assert (found.lower, found.upper) == pytest.approx((lower, upper), abs=0.03)
+    expected = on_a_grid((recurring, 12.0), (copied, 12.0), copies, n)
+    assert (found.estimate, found.lower, found.upper) == pytest.approx(expected, abs=0.03)
 
 
 @pytest.mark.parametrize(("n", "concentration"), [(8, 10.0), (16, 100.0), (32, 500.0)])
@@ -195,7 +183,7 @@ def test_copies_overrule_estimators_that_expect_none(n: int, concentration: floa
             found = conclude(evidence(n, n), by=wrong, complete=complete)
             assert found.verdict == PhaseClass.MEMORIZED
             assert found.decided
-            assert found.fractions[0].lower > 0.5
+            assert found.fractions[0].lower > 0.4
 
 
 def test_a_complete_set_without_copies_overrules_estimators_that_expect_them() -> None:
@@ -435,7 +423,7 @@ def test_thresholds_without_a_calibration_are_differences_per_pixel() -> None:
 def test_intervals_cover_prompts_drawn_from_the_model(searched: str, fits: bool) -> None:
     """Of 200 prompts drawn from the model itself, the 90% intervals hold the truth as often as they say, each class.
 
-    R and C are drawn around their predictions, or in a share `DOUBT` of the prompts anyhow; n samples are copies with
+    R and C are drawn around their predictions, or each in a share `DOUBT` of the prompts anyhow; n samples are copies with
     probability R C, and a partial set holds any share of what they copy.
     """
     rng = np.random.default_rng(7)
@@ -455,14 +443,13 @@ def test_intervals_cover_prompts_drawn_from_the_model(searched: str, fits: bool)
         look, trust = by.look(n), 1.0 if fits else BORROWED
 
         def draw(mean: float, concentration: float) -> float:
+            if rng.random() < DOUBT:
+                return float(rng.random())
             return float(rng.beta(concentration * mean, concentration * (1 - mean)))
 
-        if rng.random() < DOUBT:
-            returning, copied = rng.random(2)
-        else:
-            returning = draw(look.recurring.predict(features), look.recurring.concentration * trust)
-            unchecked = 1.0 if searched == "complete" else BORROWED
-            copied = draw(look.copied.predict(features), look.copied.concentration * trust * unchecked)
+        unchecked = 1.0 if searched == "complete" else BORROWED
+        returning = draw(look.recurring.predict(features), look.recurring.concentration * trust)
+        copied = draw(look.copied.predict(features), look.copied.concentration * trust * unchecked)
         if searched != "none":
             cover = 1.0 if searched == "complete" else rng.random()
             seen = replace(seen, neighbors=neighbors(n, int(rng.binomial(n, returning * copied * cover))))
@@ -475,7 +462,7 @@ def test_intervals_cover_prompts_drawn_from_the_model(searched: str, fits: bool)
 
 
 def test_the_same_evidence_gives_the_same_decision() -> None:
-    """The posterior is drawn with a fixed seed."""
+    """Nothing is drawn."""
     seen = evidence(16, 3, pairs=2, trace=0.9)
     assert conclude(seen) == conclude(seen)
 
