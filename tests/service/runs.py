@@ -139,6 +139,7 @@ def plain_report() -> report_pb2.Report:
             family="made up",
             sampler=report_pb2.Sampler(scheduler="none", steps=20, width=32, height=32),
             definition_samples=512,
+            budget=report_pb2.Budget(seeds=2, minimum_seeds=2, curvature="off"),
             calibration=report_pb2.CalibrationInfo(delta_m=1, delta_s=2),
         ),
         cost=report_pb2.Cost(evaluations=40, compute_seconds=0.5),

@@ -163,7 +163,7 @@ def test_reports_come_when_asked_for(batch_client: Client, prompts: list[str]) -
             assert answer.report.verdict == answer.verdict
             assert answer.report.probabilities == answer.probabilities
             assert [sample.seed for sample in answer.report.samples] == [seed, seed + 1]
-            budget = audit_pb2.BudgetOptions(first_seed=seed)
+            budget = audit_pb2.BudgetOptions(first_seed=seed, minimum_seeds=2)
             request = small(one.prompt.prompt, reference="demo", include_images=True, budget=budget)
             alone = unhurried(batch_client.audit(request))
             assert alone.samples[0].image.png
@@ -177,7 +177,9 @@ def test_reports_come_when_asked_for(batch_client: Client, prompts: list[str]) -
 @pytest.mark.parametrize("pictures", ["flagged", "all", "none"])
 def test_pictures(batch_client: Client, prompts: list[str], pictures: str) -> None:
     """Reports keep theirs where the batch was asked to."""
-    id_ = create(batch_client, prompts[:2], spec("demo", "strict", pictures=f"BATCH_PICTURES_{pictures.upper()}"))
+    id_ = create(
+        batch_client, [prompts[0], prompts[-1]], spec("demo", "strict", pictures=f"BATCH_PICTURES_{pictures.upper()}")
+    )
     ended(batch_client, id_)
     flags = set()
     for one in results(batch_client, id_, include_reports=True):
