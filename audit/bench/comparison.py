@@ -88,7 +88,10 @@ def compare(
         return _audits(name, by, prompts, Budget(first_seed=FIRST_SEED, curvature=NO_SPECTRUM, **budget), on_prompt)
 
     ours = [
-        *(_screened(f"screen, {noises} noises", blind, prompts, SEEDS[0], noises) for noises in NOISES),
+        *(
+            _screened(f"screen, {noises} noise{'s' if noises > 1 else ''}", blind, prompts, SEEDS[0], noises)
+            for noises in NOISES
+        ),
         _screened("screen", blind, prompts, SEEDS[0], len(SEEDS)),
         audits("1 seed", auditor, seeds=1),
         audits("2 seeds", auditor, seeds=2),

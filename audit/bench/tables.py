@@ -26,8 +26,8 @@ from audit.bench.scores import (
 from audit.bench.text_control import text_only_auc
 from audit.verdict.rule import CLASSES, PhaseClass
 
-#: Denoiser evaluations at which detectors are compared on equal terms.
-EQUAL = (2, 4, 16, 64)
+#: Denoiser evaluations at which detectors are compared on equal terms, and what of Basin is meant for so many.
+EQUAL = {2: "screen, 1 noise", 4: "screen, 2 noises", 16: "screen, 8 noises", 64: "1 seed"}
 Measure = Callable[[NDArray[np.bool_], NDArray[np.float64]], float]
 MEASURES: dict[str, Measure] = {"AUC": area_under_curve, "TPR at 1% FPR": true_positive_rate}
 
@@ -39,6 +39,7 @@ class Entry:
     Attributes:
         name: of the detector, with its seeds.
         ours: whether it is Basin's.
+        published: whether it is a published detector; the exhaustive protocol is neither.
         evaluations: NFE of a prompt, on average.
         seconds: of a prompt, on average.
         scores: of the prompts with a dominant class.
@@ -46,6 +47,7 @@ class Entry:
 
     name: str
     ours: bool
+    published: bool
     evaluations: float
     seconds: float
     scores: NDArray[np.float64]
@@ -69,13 +71,13 @@ class Scored:
     def entries(self, question: str) -> list[Entry]:
         """All detectors on "memorized" against the rest, or "recurring" against generalized."""
         found = [
-            Entry(f"{one.name}, n = {one.seeds}", False, one.evaluations, one.seconds, one.scores[self.kept])
+            Entry(f"{one.name}, n = {one.seeds}", False, True, one.evaluations, one.seconds, one.scores[self.kept])
             for one in self._comparison.baselines
         ]
         for one in self._comparison.ours:
             share = one.fractions[:, 0] if question == "memorized" else 1 - one.fractions[:, 2]
             ours = one.name != "exhaustive"
-            found.append(Entry(one.name, ours, float(one.evaluations.mean()), one.seconds, share[self.kept]))
+            found.append(Entry(one.name, ours, False, float(one.evaluations.mean()), one.seconds, share[self.kept]))
         return found
 
     def positive(self, question: str) -> NDArray[np.bool_]:
@@ -139,23 +141,19 @@ def detection_table(scored: Scored, question: str) -> str:
 
 
 def equal_cost_table(scored: Scored, question: str) -> str:
-    """The best of the published detectors and the best of ours within the same evaluations."""
+    """The best published detector within the same evaluations, beside the one of ours that is meant for them."""
+    entries = {one.name: one for one in scored.entries(question)}
+    positive = scored.positive(question)
     rows = []
-    entries = scored.entries(question)
-    for most in EQUAL:
+    for most, ours in EQUAL.items():
+        within = [one for one in entries.values() if one.published and one.evaluations <= most]
         for name, measure in MEASURES.items():
-            best = []
-            for ours in (False, True):
-                within = [one for one in entries if one.ours == ours and one.evaluations <= most]
-                if within:
-                    positive = scored.positive(question)
-                    best.append(max(within, key=lambda one, p=positive, m=measure: m(p, one.scores)))  # type: ignore[misc]
-            if len(best) == 2:
-                theirs, own = best
-                gain = scored.difference(question, measure, own.scores, theirs.scores)
-                values = [f"{measure(scored.positive(question), one.scores):.3f}" for one in best]
-                rows.append([str(most), name, f"{theirs.name}: {values[0]}", f"{own.name}: {values[1]}", _signed(gain)])
-    return _markdown(["NFE at most", "measure", "best published", "best of Basin", "difference"], rows)
+            values = {one.name: measure(positive, one.scores) for one in (*within, entries[ours])}
+            best = max(within, key=lambda one, values=values: values[one.name])  # type: ignore[misc]
+            gain = scored.difference(question, measure, entries[ours].scores, best.scores)
+            told = [f"{entry}: {values[entry]:.3f}" for entry in (best.name, ours)]
+            rows.append([str(most), name, *told, _signed(gain)])
+    return _markdown(["NFE at most", "measure", "best published", "Basin", "difference"], rows)
 
 
 def verdict_table(scored: Scored) -> str:
@@ -228,19 +226,18 @@ def draw(scored: Sequence[Scored]) -> Figure:
             entries = one.entries("memorized")
             positive = one.positive("memorized")
             areas = {entry.name: area_under_curve(positive, entry.scores) for entry in entries}
-            best = sorted((e for e in entries if not e.ours), key=lambda e: -areas[e.name])[:3]
+            best = sorted((e for e in entries if e.published), key=lambda e: -areas[e.name])[:3]
             own = [e for e in entries if e.ours and e.name in ("screen", "1 seed", "audit")]
             for entry, colour in zip((*own, *best), (*_OURS, *_THEIRS), strict=True):
                 ups, downs = _roc(positive, entry.scores)
                 label = f"{'Basin, ' if entry.ours else ''}{entry.name}"
                 roc.plot(downs, ups, color=colour, label=label, linewidth=2 if entry.ours else 1)
-            roc.set(xlabel="false positives", ylabel="true positives", xscale="symlog", xlim=(0, 1), ylim=(0, 1.02))
+            roc.set(xlabel="false positives", ylabel="true positives", xlim=(0, 1), ylim=(0, 1.02))
             roc.set_xscale("symlog", linthresh=0.01)
             roc.set_title(f"{one.ladder}: memorized against the rest")
             roc.legend(loc="lower right")
-            for mine, colour, marker in ((False, palette.INK, "o"), (True, _OURS[0], "D")):
-                some = [e for e in entries if e.ours == mine]
-                label = "Basin" if mine else "published, and exhaustive"
+            for label, colour, marker in (("published", palette.INK, "o"), ("Basin", _OURS[0], "D")):
+                some = [e for e in entries if (e.published if label == "published" else e.ours)]
                 cost.scatter(
                     [e.evaluations for e in some], [1 - areas[e.name] for e in some], color=colour, marker=marker,
                     s=22, label=label, alpha=0.8,

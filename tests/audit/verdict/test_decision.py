@@ -276,7 +276,7 @@ def test_more_samples_recur_more(n: int, data: Any, samples: int, factor: float)
 def test_fractions_at_another_size_follow_the_collision_law(copied: float) -> None:
     """The share of what is no copy and does not recur is raised to the power N′/N, copies stay as they are.
 
-    Of estimators that are sure, the ends of the interval are the estimate, within two thousandths: doubt lies beyond them.
+    Of estimators that are sure, the ends of the interval are the estimate, within 0.002: doubt lies beyond them.
     """
     returning = 0.6
     sure = sure_of(constant(returning, 1e8), constant(copied, 1e8))
@@ -341,7 +341,7 @@ def test_what_is_not_checked_widens_memorized_against_spurious(searched: str) ->
         width, narrow = (found.fractions[index].upper - found.fractions[index].lower for found in (open_, whole))
         assert width > narrow + 0.1
     assert open_.fractions[0].upper > whole.fractions[0].upper + 0.1
-    assert open_.fractions[1].lower < whole.fractions[1].lower - 0.1
+    assert open_.fractions[1].lower < whole.fractions[1].lower - 0.05
     assert open_.confidence < whole.confidence
     assert open_.recurring_probability > 0.9
     said = "partial" if searched == "partial" else "No reference set"
