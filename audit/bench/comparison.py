@@ -69,7 +69,12 @@ class Comparison:
 
 
 def compare(
-    ladder: TrainedLadder, rows: Sequence[TruthRow], on_prompt: Callable[[str], None] = lambda stage: None
+    ladder: TrainedLadder,
+    rows: Sequence[TruthRow],
+    on_prompt: Callable[[str], None] = lambda stage: None,
+    *,
+    samples: int = SAMPLES,
+    steps: int = STEPS,
 ) -> Comparison:
     """Run everything on some prompts of a ladder.
 
@@ -77,6 +82,8 @@ def compare(
         ladder: with its calibration.
         rows: the truth of the prompts; nothing looks at it.
         on_prompt: called after every prompt with the name of what is being run.
+        samples: of the exhaustive protocol.
+        steps: of each of them.
     """
     prompts = [row.prompt for row in rows]
     auditor, blind = ladder.auditor(), ladder.auditor(reference=False)
@@ -98,7 +105,7 @@ def compare(
         audits("1 seed, no reference set", blind, seeds=1),
         audits("audit", auditor),
         audits("audit, no reference set", blind),
-        _exhaustive(ladder, prompts, on_prompt),
+        _exhaustive(ladder, prompts, samples, steps, on_prompt),
     ]
     return Comparison(ladder.name, tuple(rows), tuple(baselines), tuple(ours))
 
@@ -142,17 +149,19 @@ def _audits(
     )
 
 
-def _exhaustive(ladder: TrainedLadder, prompts: Sequence[str], on_prompt: Callable[[str], None]) -> Verdicts:
+def _exhaustive(
+    ladder: TrainedLadder, prompts: Sequence[str], count: int, steps: int, on_prompt: Callable[[str], None]
+) -> Verdicts:
     """Many samples of many steps, classified by the rule and by nothing else.
 
     Both branches count, as the protocol has it; where the guidance is 1 the other one is not evaluated.
     """
     auditor, checkpoint = ladder.auditor(), ladder.checkpoint
-    finder, sampler = NeighborFinder(ladder.reference, checkpoint), replace(ladder.sampler, steps=STEPS)
+    finder, sampler = NeighborFinder(ladder.reference, checkpoint), replace(ladder.sampler, steps=steps)
     fractions, start = [], time.perf_counter()
     for prompt in prompts:
         samples = checkpoint.sample(
-            sampler, auditor.encode(prompt), auditor.encode(""), range(FIRST_SEED, FIRST_SEED + SAMPLES)
+            sampler, auditor.encode(prompt), auditor.encode(""), range(FIRST_SEED, FIRST_SEED + count)
         )
         with torch.inference_mode():
             images = checkpoint.decode(samples.latents).cpu()
@@ -167,7 +176,7 @@ def _exhaustive(ladder: TrainedLadder, prompts: Sequence[str], on_prompt: Callab
     shares = np.asarray(fractions)
     return Verdicts(
         "exhaustive",
-        np.full(len(prompts), 2 * SAMPLES * STEPS),
+        np.full(len(prompts), 2 * count * steps),
         (time.perf_counter() - start) / len(prompts),
         shares,
         shares,

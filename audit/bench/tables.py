@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from audit import palette
 from audit.bench.comparison import Comparison, Verdicts
 from audit.bench.scores import (
+    DRAWS,
     Estimate,
     area_under_curve,
     brier_score,
@@ -58,14 +59,15 @@ class Scored:
 
     Args:
         comparison: of one ladder.
+        draws: resamples of an interval.
     """
 
-    def __init__(self, comparison: Comparison) -> None:
+    def __init__(self, comparison: Comparison, draws: int = DRAWS) -> None:
         self.ladder = comparison.ladder
         self.kept = np.asarray([bool(row.dominant) for row in comparison.rows])
         self.rows = [row for row in comparison.rows if row.dominant]
         self.classes = np.asarray([CLASSES.index(PhaseClass(row.dominant)) for row in self.rows])
-        self.resamples = resamples(self.classes)
+        self.resamples = resamples(self.classes, draws)
         self._comparison = comparison
 
     def entries(self, question: str) -> list[Entry]:
