@@ -20,6 +20,7 @@ from audit.evidence.neighbors import NeighborFinder
 from audit.evidence.screening import SEEDS, Screen
 from audit.evidence.stability import pairwise_distances
 from audit.model.denoiser import concatenate
+from audit.model.sampling import SamplerSettings
 from audit.verdict.decision import screen
 from audit.verdict.rule import DEFINITION_SAMPLES, class_fractions, classify_samples
 
@@ -60,12 +61,14 @@ class Comparison:
         rows: the truth of the prompts, in the order of everything else.
         baselines: the published detectors.
         ours: Basin at several depths, and the exhaustive protocol, which is nobody's.
+        families: of the prompts, whose members are hardly evidence twice; None where each is its own.
     """
 
     ladder: str
     rows: tuple[TruthRow, ...]
     baselines: tuple[Detection, ...]
     ours: tuple[Verdicts, ...]
+    families: NDArray[np.int64] | None = None
 
 
 def compare(
@@ -86,15 +89,42 @@ def compare(
         steps: of each of them.
     """
     prompts = [row.prompt for row in rows]
-    auditor, blind = ladder.auditor(), ladder.auditor(reference=False)
-    baselines = Baselines(auditor, ladder.sampler, FIRST_SEED).run(
-        prompts, ladder.ordinary() or prompts, lambda: on_prompt("baselines")
+    baselines, ours = run_detectors(
+        ladder.auditor(),
+        ladder.auditor(reference=False),
+        ladder.sampler,
+        prompts,
+        ladder.ordinary() or prompts,
+        on_prompt,
     )
+    ours.append(_exhaustive(ladder, prompts, samples, steps, on_prompt))
+    return Comparison(ladder.name, tuple(rows), tuple(baselines), tuple(ours))
+
+
+def run_detectors(
+    auditor: Auditor,
+    blind: Auditor,
+    sampler: SamplerSettings,
+    prompts: Sequence[str],
+    ordinary: Sequence[str],
+    on_prompt: Callable[[str], None] = lambda stage: None,
+) -> tuple[list[Detection], list[Verdicts]]:
+    """Every published detector, and Basin at every depth.
+
+    Args:
+        auditor: of the checkpoint, with its calibration and its reference set, if there is one.
+        blind: the same without a reference set.
+        sampler: the settings under audit, the calibration's.
+        prompts: to be told apart.
+        ordinary: those that detectors are normalised with.
+        on_prompt: called after every prompt with the name of what is being run.
+    """
+    baselines = Baselines(auditor, sampler, FIRST_SEED).run(prompts, ordinary, lambda: on_prompt("baselines"))
 
     def audits(name: str, by: Auditor, **budget: int) -> Verdicts:
         return _audits(name, by, prompts, Budget(first_seed=FIRST_SEED, curvature=NO_SPECTRUM, **budget), on_prompt)
 
-    ours = [
+    found = [
         *(
             _screened(f"screen, {noises} noise{'s' if noises > 1 else ''}", blind, prompts, SEEDS[0], noises)
             for noises in NOISES
@@ -105,9 +135,8 @@ def compare(
         audits("1 seed, no reference set", blind, seeds=1),
         audits("audit", auditor),
         audits("audit, no reference set", blind),
-        _exhaustive(ladder, prompts, samples, steps, on_prompt),
     ]
-    return Comparison(ladder.name, tuple(rows), tuple(baselines), tuple(ours))
+    return baselines, found
 
 
 def _screened(name: str, auditor: Auditor, prompts: Sequence[str], first: int, noises: int) -> Verdicts:

@@ -78,8 +78,10 @@ def calibration_error(right: ArrayLike, confidence: ArrayLike, bins: int = 10) -
     return float(max(total, 0.0) ** 0.5)
 
 
-def resamples(classes: ArrayLike, draws: int = DRAWS, seed: int = 0) -> NDArray[np.int64]:
-    """Prompts drawn with replacement within each class, (draws, n).
+def resamples(
+    classes: ArrayLike, draws: int = DRAWS, seed: int = 0, families: ArrayLike | None = None
+) -> list[NDArray[np.int64]]:
+    """Prompts drawn with replacement within each class, `draws` times.
 
     They are the same for all detectors, so that differences between them are paired.
 
@@ -87,36 +89,46 @@ def resamples(classes: ArrayLike, draws: int = DRAWS, seed: int = 0) -> NDArray[
         classes: of every prompt, (n,).
         draws: how many resamples.
         seed: of the draws.
+        families: of every prompt, (n,): prompts of one family are drawn together, since they are hardly evidence twice;
+            each is its own when None.
     """
     rng, labels = np.random.default_rng(seed), np.asarray(classes)
     parts = [np.flatnonzero(labels == value) for value in np.unique(labels)[::-1]]
-    return np.stack([np.concatenate([rng.choice(part, len(part)) for part in parts]) for _ in range(draws)])
+    if families is None:
+        return [np.concatenate([rng.choice(part, len(part)) for part in parts]) for _ in range(draws)]
+    own = np.asarray(families)
+    groups = [[part[own[part] == family] for family in np.unique(own[part])] for part in parts]
+    return [
+        np.concatenate([group[index] for group in groups for index in rng.choice(len(group), len(group))])
+        for _ in range(draws)
+    ]
 
 
-def estimate(measure: Callable[[NDArray[np.int64]], float], rows: NDArray[np.int64]) -> Estimate:
+def estimate(measure: Callable[[NDArray[np.int64]], float], rows: Sequence[NDArray[np.int64]], count: int) -> Estimate:
     """A number and its percentile interval.
 
     Args:
         measure: the number, given which prompts count and how often.
         rows: from `resamples`.
+        count: of prompts.
     """
     drawn = [measure(own) for own in rows]
     lower, upper = np.quantile(drawn, [0.025, 0.975])
-    return Estimate(measure(np.arange(rows.shape[1])), float(lower), float(upper))
+    return Estimate(measure(np.arange(count)), float(lower), float(upper))
 
 
 def estimate_difference(
     measure: Callable[[NDArray[np.float64], NDArray[np.int64]], float],
     ours: Sequence[float],
     theirs: Sequence[float],
-    rows: NDArray[np.int64],
+    rows: Sequence[NDArray[np.int64]],
 ) -> Estimate:
     """How much higher a number is for one detector's scores than for another's, on the same prompts."""
     one, other = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
-    return estimate(lambda own: measure(one, own) - measure(other, own), rows)
+    return estimate(lambda own: measure(one, own) - measure(other, own), rows, len(one))
 
 
 def bootstrap_auc(positive: Sequence[bool], scores: Sequence[float], draws: int = DRAWS) -> Estimate:
     """AUC of scores that should be higher where `positive`, with a bootstrap over the items of each class."""
     labels, values = np.asarray(positive, dtype=bool), np.asarray(scores, dtype=np.float64)
-    return estimate(lambda own: area_under_curve(labels[own], values[own]), resamples(labels, draws))
+    return estimate(lambda own: area_under_curve(labels[own], values[own]), resamples(labels, draws), len(labels))

@@ -67,7 +67,8 @@ class Scored:
         self.kept = np.asarray([bool(row.dominant) for row in comparison.rows])
         self.rows = [row for row in comparison.rows if row.dominant]
         self.classes = np.asarray([CLASSES.index(PhaseClass(row.dominant)) for row in self.rows])
-        self.resamples = resamples(self.classes, draws)
+        self.families = None if comparison.families is None else comparison.families[self.kept]
+        self.resamples = resamples(self.classes, draws, families=self.families)
         self._comparison = comparison
 
     def entries(self, question: str) -> list[Entry]:
@@ -89,7 +90,7 @@ class Scored:
     def estimate(self, question: str, measure: Measure, scores: NDArray[np.float64]) -> Estimate:
         """A measure of a detector's scores."""
         positive = self.positive(question)
-        return estimate(lambda own: measure(positive[own], scores[own]), self.resamples)
+        return estimate(lambda own: measure(positive[own], scores[own]), self.resamples, len(scores))
 
     def difference(
         self, question: str, measure: Measure, ours: NDArray[np.float64], theirs: NDArray[np.float64]
@@ -132,6 +133,23 @@ def page(scored: Scored) -> str:
     return "\n\n".join(parts)
 
 
+def public_page(scored: Scored) -> str:
+    """The tables of a comparison on public lists."""
+    control = text_only_auc([row.prompt for row in scored.rows], list(scored.classes == 0))
+    families = len(set((scored.families if scored.families is not None else np.arange(len(scored.rows))).tolist()))
+    counts = f"{int((scored.classes == 0).sum())} said to be memorized, {int((scored.classes == 2).sum())} not"
+    return "\n\n".join(
+        [
+            f"# {scored.ladder}",
+            f"{len(scored.rows)} prompts in {families} families: {counts}. Nobody measured whether they are.",
+            detection_table(scored, "memorized"),
+            "At equal cost:",
+            equal_cost_table(scored, "memorized"),
+            f"A classifier of the words alone: {control}.",
+        ]
+    )
+
+
 def detection_table(scored: Scored, question: str) -> str:
     """Every detector: what it costs, and what it gets."""
     rows = []
@@ -172,11 +190,12 @@ def verdict_table(scored: Scored) -> str:
         def mean(values: NDArray[np.float64], own: NDArray[np.int64]) -> float:
             return float(values[own].mean())
 
-        accuracy = estimate(lambda own, right=right: right[own].mean(), scored.resamples)  # type: ignore[misc]
+        accuracy = estimate(lambda own, right=right: right[own].mean(), scored.resamples, len(right))  # type: ignore[misc]
         gain = estimate_difference(mean, list(right), list(reference), scored.resamples)
         error = estimate(
             lambda own, right=right, p=probabilities: calibration_error(right[own], p.max(1)[own]),  # type: ignore[misc]
             scored.resamples,
+            len(right),
         )
         recall = [f"{right[scored.classes == index].mean():.2f}" for index in range(3)]
         nfe = one.evaluations[scored.kept]

@@ -70,7 +70,7 @@ def test_boasting_is_found(excess: float) -> None:
 def test_resamples_keep_the_number_of_every_class() -> None:
     """So no resample lacks a class; they are the same for everybody."""
     classes = np.array(["m"] * 3 + ["g"] * 7)
-    rows = resamples(classes, draws=50)
+    rows = np.stack(resamples(classes, draws=50))
     assert rows.shape == (50, 10)
     assert {int((classes[own] == "m").sum()) for own in rows} == {3}
     np.testing.assert_array_equal(rows, resamples(classes, draws=50))
@@ -85,7 +85,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     for _ in range(200):
         scores = rng.normal(size=60) + positive
         found = estimate(
-            lambda own, scores=scores: area_under_curve(positive[own], scores[own]), resamples(positive, 300)
+            lambda own, scores=scores: area_under_curve(positive[own], scores[own]), resamples(positive, 300), 60
         )
         held.append(found.lower <= true <= found.upper)
     assert 0.88 <= np.mean(held) <= 0.99
