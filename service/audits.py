@@ -234,7 +234,7 @@ class Audits:
                 f"the deadline ({max(0.0, seconds_left):.3g} s)",
                 reason="DEADLINE_TOO_SHORT",
             )
-        behind = own + sum(job.left * self._checkpoints.pace(job.checkpoint) for job in self._jobs)
+        behind = own + sum(job.left * self._checkpoints.expected_pace(job.checkpoint) for job in self._jobs)
         if behind > seconds_left:
             raise QueueFull(
                 f"with all that is there before, the answer would take about {behind:.3g} s, and the deadline is in "
@@ -245,7 +245,7 @@ class Audits:
 
     def _until_free(self, evaluations: int) -> float:
         """Seconds until so many have been made, as far as that can be told."""
-        paces = [self._checkpoints.pace(job.checkpoint) for job in self._jobs]
+        paces = [self._checkpoints.expected_pace(job.checkpoint) for job in self._jobs]
         return min(max(0.1, evaluations * max(paces, default=0.0)), MOST_SECONDS)
 
     async def _run(self, job: Job[Answer]) -> Answer:
@@ -272,6 +272,7 @@ class Audits:
                 check=job.check,
             )
         self._metrics.audit_seconds.observe(report.cost.compute_seconds)
+        loaded.pace.finished(plan.evaluations, report.cost.evaluations)
         self._metrics.evaluations_saved.labels(job.checkpoint).inc(plan.evaluations - report.cost.evaluations)
         self._metrics.confidence.labels(report.decision.verdict).observe(report.decision.confidence)
         for stage, seconds in report.cost.stage_seconds.items():

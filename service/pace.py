@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 #: Seconds of work after which an observation counts half.
 HALF_LIFE = 10.0
+#: Weight of the last audit in the share that audits make of what they plan.
+FORGETTING = 0.1
 #: Seconds between two forward passes after which nothing was at work.
 PAUSE = 0.5
 
@@ -26,6 +28,12 @@ class Pace:
         self._seconds = self._rows = 0.0
         #: Seconds per evaluation; 0 while nothing was observed.
         self.seconds = 0.0
+        #: Share of the evaluations that audits plan at most which they make; 1 while nothing was observed.
+        self.share = 1.0
+
+    def finished(self, planned: int, made: int) -> None:
+        """An audit has ended with its answer."""
+        self.share += FORGETTING * (made / planned - self.share)
 
     def observe(self, rows: int, seconds: float) -> None:
         """A forward pass has just ended.
