@@ -18,8 +18,8 @@ from service.reports import confidence
 MAX_EXPLAINED = 5
 #: Words of an explanation that are listed, and cells along the longer side of its map.
 MOST_WORDS, MOST_CELLS = 12, 24
-#: From nothing to the most.
-SHADES = " ░▒▓█"
+#: From nothing to half of the error, or to the most where that is more.
+SHADES, HALF = " ░▒▓█", math.log(2)
 
 
 def print_reports(
@@ -104,9 +104,9 @@ def print_explanation(console: Console, found: report_pb2.Explanation) -> None:
 
 
 def _shades(cells: report_pb2.RecallMap) -> list[str]:
-    """The map in shades of the largest value, two characters a cell; large maps by the means of blocks."""
+    """The map in `SHADES`, two characters a cell; large maps by the means of blocks."""
     step = -(-max(cells.height, cells.width) // MOST_CELLS)
-    top = max(max(cells.values), 1e-9)
+    top = max(HALF, *cells.values)
     lines = []
     for row in range(0, cells.height, step):
         line = ""

@@ -19,8 +19,8 @@ def test_a_table_shows_words_and_map(basin: Basin, prompt: str) -> None:
     assert (result.code, result.err) == (0, "")
     text = " ".join(result.out.split())
     assert all(f"{word} " in text.split("without a word:")[1] for word in prompt.split())
-    assert "█" in result.out
-    assert "█" not in plain.out
+    assert set("░▒▓█") & set(result.out)
+    assert not set("░▒▓█") & set(plain.out)
     assert "without a word" not in plain.out
 
 
@@ -46,7 +46,7 @@ def test_a_screen_explains_nothing(basin: Basin, prompt: str) -> None:
 @pytest.mark.parametrize(("height", "width", "rows"), [(128, 64, 22), (1, 1, 1), (30, 128, 5)])
 def test_large_maps_are_drawn_small(capsys: pytest.CaptureFixture[str], height: int, width: int, rows: int) -> None:
     """At most 24 cells on the longer side; words in brackets are no markup, and only the heaviest are listed."""
-    values = [float(y < height // 2) for y in range(height) for _ in range(width)]
+    values = [float(y < max(1, height // 2)) for y in range(height) for _ in range(width)]
     found = report_pb2.Explanation(
         words=[report_pb2.WordWeight(word=f"[w{i}]", weight=i / 100) for i in range(30)],
         map=report_pb2.RecallMap(height=height, width=width, values=values, threshold=0.5),
@@ -58,3 +58,14 @@ def test_large_maps_are_drawn_small(capsys: pytest.CaptureFixture[str], height: 
     drawn = out.rstrip("\n").split("at best:")[1].splitlines()[1:]
     assert len(drawn) == rows
     assert max(len(line.strip()) for line in drawn) <= 2 * MOST_CELLS
+    assert "█" in drawn[0]
+
+
+def test_little_is_drawn_as_little(capsys: pytest.CaptureFixture[str]) -> None:
+    """Shades are of half of the error, so that a map of noise is not drawn like a copy."""
+    cells = report_pb2.RecallMap(height=1, width=3, values=[0.2, -0.5, 0.01])
+    print_explanation(results(), report_pb2.Explanation(map=cells))
+    out = capsys.readouterr().out
+    assert "18% less error" in out
+    assert "░░" in out
+    assert not set("▒▓█") & set(out)
