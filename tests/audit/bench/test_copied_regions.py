@@ -72,7 +72,7 @@ def exact_checkpoint(ladder: Ladder) -> Checkpoint:
 
 @pytest.mark.parametrize(("half", "guidance"), [("left", 1.0), ("bottom", 1.5)])
 def test_the_half_is_found_by_the_error_ratio(half: Half, guidance: float) -> None:
-    """At 0.9 or more by either threshold, cells with their neighbours; every map is scored, with guidance and without."""
+    """At 0.9 or more by either threshold; every map is scored, with guidance and without."""
     ladder = laid_out(half)
     sampler = SamplerSettings(height=SIDE, width=SIDE, steps=10, guidance=guidance)
     found = list(measure_captions(exact_checkpoint(ladder), ladder, sampler, range(4)))
