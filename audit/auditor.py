@@ -15,6 +15,8 @@ import torch
 from audit.budget import GROUP, Budget
 from audit.errors import BrokenCheckpoint, InvalidInput
 from audit.evidence.curvature import CurvatureLevel, measure_curvature
+from audit.evidence.explanation import Explanation, explain_recall
+from audit.evidence.explanation import evaluations as explaining_evaluations
 from audit.evidence.gathered import Draws
 from audit.evidence.neighbors import NeighborFinder, Neighbors
 from audit.evidence.screening import EVALUATIONS as SCREENING
@@ -155,6 +157,7 @@ class Auditor:
         sampler: SamplerSettings | None = None,
         budget: Budget | None = None,
         include_images: bool = False,
+        explain: bool = False,
         denoiser: Denoiser | None = None,
         on_progress: Callable[[Progress], None] = lambda progress: None,
         check: Callable[[], None] = lambda: None,
@@ -168,6 +171,7 @@ class Auditor:
             sampler: from `resolve_sampler`; the checkpoint's own when None.
             budget: what to spend; the defaults when None.
             include_images: whether the report keeps samples and their nearest references as images.
+            explain: whether the report says which words carry the recall, and where in the image it shows.
             denoiser: stands in for the checkpoint's own, e.g. one that merges batches.
             on_progress: called at every stage and before every denoiser call.
             check: called before every denoiser call; raises to stop the audit there.
@@ -187,7 +191,7 @@ class Auditor:
                 reason="CURVATURE_TOO_LARGE",
                 field="budget.curvature",
             )
-        planned = self.planned_evaluations(sampler, budget)
+        planned = self.planned_evaluations(sampler, budget, prompt if explain else "")
         work = Work(denoiser or checkpoint.denoiser, planned, on_progress, check)
         given = self._enter(prompt, sampler, work)
         fits = self.calibration.fits(checkpoint.digest, sampler)
@@ -210,7 +214,13 @@ class Auditor:
         if budget.curvature.method != "off":
             with work.stage("curvature"):
                 evidence = replace(evidence, curvature=self._curvature(draws, sampler, budget, given, work))
-            work.enter("concluding")
+        explanation = None
+        if explain:
+            with work.stage("explaining"):
+                # Where a copy sits shows in copies.
+                order = torch.tensor(decision.sample_classes).argsort(stable=True)
+                explanation = self._explain(prompt, draws.samples.latents[order], work)
+        work.enter("concluding")
         return Report(
             prompt=prompt,
             decision=decision,
@@ -229,6 +239,7 @@ class Auditor:
                 screening_evaluations=work.evaluations["screening"],
                 sampling_evaluations=work.evaluations["sampling"],
                 curvature_evaluations=work.evaluations["curvature"],
+                explaining_evaluations=work.evaluations["explaining"],
                 compute_seconds=sum(work.seconds.values()),
                 stage_seconds=dict(work.seconds),
             ),
@@ -236,7 +247,37 @@ class Auditor:
             finished=datetime.now(UTC),
             device=f"{checkpoint.device.type} {str(checkpoint.dtype).removeprefix('torch.')}",
             images=to_bytes(draws.images) if include_images else None,
+            explanation=explanation,
         )
+
+    def explain(
+        self,
+        prompt: str,
+        latents: torch.Tensor,
+        *,
+        denoiser: Denoiser | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> Explanation:
+        """Say which words of a prompt carry the recall, and where in the image it shows.
+
+        Args:
+            prompt: what a user would type.
+            latents: samples of it, (n, *latent shape), such as `Samples.latents`.
+            denoiser: stands in for the checkpoint's own.
+            check: called before every denoiser call; raises to stop there.
+
+        Raises:
+            InvalidInput: the prompt is impossible.
+            BrokenCheckpoint: the checkpoint gives no finite numbers.
+            Stopped: `check` said so.
+        """
+        self.check_prompt(prompt)
+        return self._explain(prompt, latents, Work(denoiser or self.checkpoint.denoiser, check=check))
+
+    def _explain(self, prompt: str, latents: torch.Tensor, work: Work) -> Explanation:
+        found = explain_recall(work.denoiser, prompt, self.checkpoint.encode_prompts, latents)
+        _require_finite(found.finite, "predictions")
+        return found
 
     def _curvature(
         self, draws: Draws, sampler: SamplerSettings, budget: Budget, given: _Given, work: Work
@@ -327,15 +368,22 @@ class Auditor:
             return self.reference.vectors(images)
         return pixel_vectors(images, images.shape[1], (images.shape[2], images.shape[3]))
 
-    def planned_evaluations(self, sampler: SamplerSettings, budget: Budget) -> int:
-        """Denoiser evaluations that an audit makes at most: all of its seeds."""
+    def planned_evaluations(self, sampler: SamplerSettings, budget: Budget, explained: str = "") -> int:
+        """Denoiser evaluations that an audit makes at most: all of its seeds.
+
+        Args:
+            sampler: from `resolve_sampler`.
+            budget: what to spend.
+            explained: the prompt that is to be explained; "" for none.
+        """
         sampling = budget.seeds * len(self.timesteps(sampler)) * (2 if sampler.guided else 1)
         tracing = 2 * len(NOISE_LEVELS) * min(TRACED, budget.seeds)
         curve = budget.curvature
         points = min(curve.samples, budget.seeds) * len(curve.noise_levels) * (2 if curve.baseline else 1)
         dimension = math.prod(self.checkpoint.latent_shape(sampler))
         products = {"off": 0, "dense": dimension, "lanczos": curve.probes * min(curve.steps, dimension)}[curve.method]
-        return SCREENING + sampling + tracing + 2 * points * products
+        explaining = explaining_evaluations(explained, budget.seeds) if explained else 0
+        return SCREENING + sampling + tracing + 2 * points * products + explaining
 
     def _screen_at(self, sampler: SamplerSettings, denoiser: Denoiser) -> Screen:
         """What screens images of a size. It is made once, and its own evaluations are nobody's."""

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from audit.budget import Budget
+from audit.evidence.explanation import Explanation
 from audit.evidence.gathered import Evidence
 from audit.model.sampling import SamplerSettings
 from audit.verdict.calibration import Calibration
@@ -25,6 +26,7 @@ class Cost:
         screening_evaluations: single-row denoiser evaluations on pure noise.
         sampling_evaluations: for the samples.
         curvature_evaluations: for curvature, smoothed or not.
+        explaining_evaluations: to explain.
         compute_seconds: of work.
         stage_seconds: by stage.
         queue_seconds: waited before the work began.
@@ -33,6 +35,7 @@ class Cost:
     screening_evaluations: int
     sampling_evaluations: int
     curvature_evaluations: int
+    explaining_evaluations: int
     compute_seconds: float
     stage_seconds: dict[str, float]
     queue_seconds: float = 0.0
@@ -40,7 +43,12 @@ class Cost:
     @property
     def evaluations(self) -> int:
         """NFE in all."""
-        return self.screening_evaluations + self.sampling_evaluations + self.curvature_evaluations
+        return (
+            self.screening_evaluations
+            + self.sampling_evaluations
+            + self.curvature_evaluations
+            + self.explaining_evaluations
+        )
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,7 @@ class Report:
         finished: when, UTC.
         device: and precision, e.g. "cpu float32".
         images: the samples, uint8 (n, height, width, channels); None unless asked for.
+        explanation: which words carry the recall, and where it shows; None unless asked for.
     """
 
     prompt: str
@@ -109,6 +118,7 @@ class Report:
     finished: datetime
     device: str
     images: NDArray[np.uint8] | None
+    explanation: Explanation | None = None
 
 
 @cache

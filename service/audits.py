@@ -182,7 +182,8 @@ class Audits:
             return Watch(self, known), known
         self._planner.check_prompt(request.prompt)
         checkpoint = self._planner.checkpoint(request.checkpoint)
-        plan = self._planner.plan(checkpoint, request.reference, request.sampler, request.budget)
+        explained = request.prompt if request.explain else ""
+        plan = self._planner.plan(checkpoint, request.reference, request.sampler, request.budget, explained)
         work = partial(self._audit, request, plan)
         job = self._take_in(checkpoint, plan.evaluations, plan.least_evaluations, seconds_left, work)
         self._answers.begin(request.request_id, fingerprint, job)
@@ -267,6 +268,7 @@ class Audits:
                 sampler=plan.sampler,
                 budget=plan.budget,
                 include_images=request.include_images,
+                explain=request.explain,
                 denoiser=lane,
                 on_progress=job.tell,
                 check=job.check,

@@ -116,7 +116,8 @@ class AuditHandlers(audit_pb2_grpc.AuditServiceServicer):
         verdict, cost = report_pb2.Verdict.Name(report.verdict), report.cost
         structlog.contextvars.bind_contextvars(verdict=verdict, evaluations=cost.evaluations)
         tell(verdict=verdict, confidence=round(report.confidence, 4), evaluations=cost.evaluations)
-        span.get().stages(time.time(), cost.queue_seconds, {name: cost.stage_seconds.get(name, 0.0) for name in STAGES})
+        stages = {name: cost.stage_seconds[name] for name in STAGES if name in cost.stage_seconds}
+        span.get().stages(time.time(), cost.queue_seconds, stages)
         self._metrics.count_audit(checkpoint, grpc.StatusCode.OK, verdict)
 
 

@@ -75,6 +75,7 @@ class LocalAudits:
             sampler=self._auditor.resolve_sampler(**wire.sampler_overrides(request.sampler)),
             budget=wire.budget(request.budget, Budget()),
             include_images=request.include_images,
+            explain=request.explain,
             on_progress=tell,
             check=self._check,
         )

@@ -20,7 +20,7 @@ from service.config import ConfigError
 from service.config_parts import split_address
 from service.store.records import BATCH_STATES, TASK_STATES
 
-STAGES = ("screening", "sampling", "decoding", "searching", "curvature", "concluding")
+STAGES = ("screening", "sampling", "decoding", "searching", "curvature", "concluding", "explaining")
 #: The codes, other than OK, that a call can end with.
 FAILURES = (
     grpc.StatusCode.INVALID_ARGUMENT,

@@ -18,7 +18,7 @@ from service.references import ReferenceRegistry
 
 @dataclass(frozen=True)
 class Plan:
-    """What an audit of any prompt takes: every setting filled in, within the server's limits.
+    """What an audit takes: every setting filled in, within the server's limits.
 
     Attributes:
         auditor: of its checkpoint and reference set.
@@ -90,6 +90,7 @@ class Planner:
         reference: str,
         sampler: audit_pb2.SamplerOptions,
         budget: audit_pb2.BudgetOptions,
+        explained: str = "",
     ) -> Plan:
         """What audits with a checkpoint take.
 
@@ -98,6 +99,7 @@ class Planner:
             reference: name of a registered set; "" for none.
             sampler: on top of the checkpoint's own.
             budget: on top of the server's own.
+            explained: the prompt that is to be explained; "" for none.
 
         Raises:
             InvalidInput, NotFound, BrokenReference, NotLoaded, NotReady: the request cannot be served.
@@ -115,9 +117,10 @@ class Planner:
                 _bound(f"sampler.{side}", "SIZE_OUT_OF_RANGE", pixels, limits.image_side, f"pixels of {side}")
             total = spent.seeds * settings.height * settings.width
             _bound("budget.seeds", "PIXELS_OVER_LIMIT", total, limits.pixels, "pixels over all samples")
-            evaluations = auditor.planned_evaluations(settings, spent)
+            evaluations = auditor.planned_evaluations(settings, spent, explained)
             _bound("budget", "EVALUATIONS_OVER_LIMIT", evaluations, limits.evaluations, "denoiser evaluations")
-            least = auditor.planned_evaluations(settings, replace(spent, seeds=min(spent.minimum_seeds, spent.seeds)))
+            fewest = replace(spent, seeds=min(spent.minimum_seeds, spent.seeds))
+            least = auditor.planned_evaluations(settings, fewest, explained)
         return Plan(auditor, settings, spent, evaluations, least)
 
     def plan_screening(self, checkpoint: str, request: audit_pb2.ScreenRequest) -> ScreeningPlan:

@@ -41,6 +41,8 @@ def without_texts(report: report_pb2.Report) -> report_pb2.Report:
     copy = report_pb2.Report()
     copy.CopyFrom(report)
     copy.ClearField("prompt")
+    if copy.HasField("explanation"):
+        copy.explanation.ClearField("words")
     for sample in copy.samples:
         for name in ("nearest_reference", "nearest_clip"):
             if sample.HasField(name):

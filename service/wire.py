@@ -12,7 +12,8 @@ from PIL import Image
 
 from audit.auditor import Auditor
 from audit.budget import Budget
-from audit.evidence import curvature, stability
+from audit.evidence import attribution, curvature, localization, stability
+from audit.evidence.explanation import Explanation
 from audit.model.sampling import SamplerSettings
 from audit.reference.images import encode_png
 from audit.report import Report
@@ -60,12 +61,14 @@ def report_to_proto(report: Report) -> report_pb2.Report:
         curvature=[_curvature(report, level) for level in report.evidence.curvature],
         samples=[_sample(report, index, pictures) for index in range(len(report.seeds))],
         measurements=[measurement(one) for one in decided.measurements],
+        explanation=None if report.explanation is None else _explanation(report.explanation),
         subject=_subject(report),
         cost=report_pb2.Cost(
             evaluations=report.cost.evaluations,
             screening_evaluations=report.cost.screening_evaluations,
             sampling_evaluations=report.cost.sampling_evaluations,
             curvature_evaluations=report.cost.curvature_evaluations,
+            explaining_evaluations=report.cost.explaining_evaluations,
             queue_seconds=report.cost.queue_seconds,
             compute_seconds=report.cost.compute_seconds,
             stage_seconds=report.cost.stage_seconds,
@@ -254,6 +257,23 @@ def _curvature(report: Report, level: curvature.CurvatureLevel) -> report_pb2.Cu
         unconditional=None if level.unconditional is None else _spectrum(level.unconditional),
         samples=min(report.budget.curvature.samples, len(report.seeds)),
         method=report.budget.curvature.method,
+    )
+
+
+def _explanation(found: Explanation) -> report_pb2.Explanation:
+    words, places = found.attribution, found.localization
+    height, width = places.values.shape
+    return report_pb2.Explanation(
+        words=[
+            report_pb2.WordWeight(word=word, weight=weight)
+            for word, weight in zip(words.words, words.weights, strict=True)
+        ],
+        map=report_pb2.RecallMap(
+            height=height, width=width, values=places.values.flatten(), threshold=places.threshold
+        ),
+        words_method=attribution.METHOD,
+        map_method=localization.METHOD,
+        samples=places.samples,
     )
 
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from audit.v1 import report_pb2 as audit_dot_v1_dot_report__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x61udit/v1/audit.proto\x12\x08\x61udit.v1\x1a\x15\x61udit/v1/report.proto\"\xc5\x01\n\x0c\x41uditRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x12\n\ncheckpoint\x18\x02 \x01(\t\x12\x11\n\treference\x18\x03 \x01(\t\x12)\n\x07sampler\x18\x04 \x01(\x0b\x32\x18.audit.v1.SamplerOptions\x12\'\n\x06\x62udget\x18\x05 \x01(\x0b\x32\x17.audit.v1.BudgetOptions\x12\x16\n\x0einclude_images\x18\x06 \x01(\x08\x12\x12\n\nrequest_id\x18\x07 \x01(\t\"1\n\rAuditResponse\x12 \n\x06report\x18\x01 \x01(\x0b\x32\x10.audit.v1.Report\";\n\x12StreamAuditRequest\x12%\n\x05\x61udit\x18\x01 \x01(\x0b\x32\x16.audit.v1.AuditRequest\"j\n\x13StreamAuditResponse\x12&\n\x08progress\x18\x01 \x01(\x0b\x32\x12.audit.v1.ProgressH\x00\x12\"\n\x06report\x18\x02 \x01(\x0b\x32\x10.audit.v1.ReportH\x00\x42\x07\n\x05\x65vent\"\x97\x01\n\rScreenRequest\x12\x0f\n\x07prompts\x18\x01 \x03(\t\x12\x12\n\ncheckpoint\x18\x02 \x01(\t\x12)\n\x07sampler\x18\x03 \x01(\x0b\x32\x18.audit.v1.SamplerOptions\x12\x1f\n\x12\x64\x65\x66inition_samples\x18\x04 \x01(\x05H\x00\x88\x01\x01\x42\x15\n\x13_definition_samples\"\xb7\x01\n\x0eScreenResponse\x12\'\n\x07results\x18\x01 \x03(\x0b\x32\x16.audit.v1.ScreenResult\x12.\n\x0b\x63\x61libration\x18\x02 \x01(\x0b\x32\x19.audit.v1.CalibrationInfo\x12\x11\n\tthreshold\x18\x03 \x01(\x01\x12\x1b\n\x13\x66\x61lse_positive_rate\x18\x04 \x01(\x01\x12\x1c\n\x04\x63ost\x18\x05 \x01(\x0b\x32\x0e.audit.v1.Cost\"\xd3\x01\n\x0cScreenResult\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x0f\n\x07\x66lagged\x18\x02 \x01(\x08\x12\x1d\n\x15recurring_probability\x18\x03 \x01(\x01\x12,\n\rprobabilities\x18\x04 \x01(\x0b\x32\x15.audit.v1.ClassValues\x12+\n\x0cmeasurements\x18\x05 \x03(\x0b\x32\x15.audit.v1.Measurement\x12(\n\tfractions\x18\x06 \x01(\x0b\x32\x15.audit.v1.ClassValues\"c\n\x08Progress\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x13\n\x0b\x65valuations\x18\x02 \x01(\x03\x12\x1b\n\x13planned_evaluations\x18\x03 \x01(\x03\x12\x16\n\x0equeue_position\x18\x04 \x01(\x05\"\xd6\x01\n\x0eSamplerOptions\x12\x11\n\tscheduler\x18\x01 \x01(\t\x12\x12\n\x05steps\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x15\n\x08guidance\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x17\n\x0fnegative_prompt\x18\x04 \x01(\t\x12\x13\n\x06height\x18\x05 \x01(\x05H\x02\x88\x01\x01\x12\x12\n\x05width\x18\x06 \x01(\x05H\x03\x88\x01\x01\x12\x10\n\x03\x65ta\x18\x07 \x01(\x01H\x04\x88\x01\x01\x42\x08\n\x06_stepsB\x0b\n\t_guidanceB\t\n\x07_heightB\x08\n\x06_widthB\x06\n\x04_eta\"\xce\x01\n\rBudgetOptions\x12\x12\n\x05seeds\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x17\n\nfirst_seed\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12\x1f\n\x12\x64\x65\x66inition_samples\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x11\n\tcurvature\x18\x04 \x01(\t\x12\x1a\n\rminimum_seeds\x18\x05 \x01(\x05H\x03\x88\x01\x01\x42\x08\n\x06_seedsB\r\n\x0b_first_seedB\x15\n\x13_definition_samplesB\x10\n\x0e_minimum_seeds2\xd3\x01\n\x0c\x41uditService\x12\x38\n\x05\x41udit\x12\x16.audit.v1.AuditRequest\x1a\x17.audit.v1.AuditResponse\x12L\n\x0bStreamAudit\x12\x1c.audit.v1.StreamAuditRequest\x1a\x1d.audit.v1.StreamAuditResponse0\x01\x12;\n\x06Screen\x12\x17.audit.v1.ScreenRequest\x1a\x18.audit.v1.ScreenResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x61udit/v1/audit.proto\x12\x08\x61udit.v1\x1a\x15\x61udit/v1/report.proto\"\xd6\x01\n\x0c\x41uditRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x12\n\ncheckpoint\x18\x02 \x01(\t\x12\x11\n\treference\x18\x03 \x01(\t\x12)\n\x07sampler\x18\x04 \x01(\x0b\x32\x18.audit.v1.SamplerOptions\x12\'\n\x06\x62udget\x18\x05 \x01(\x0b\x32\x17.audit.v1.BudgetOptions\x12\x16\n\x0einclude_images\x18\x06 \x01(\x08\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x0f\n\x07\x65xplain\x18\x08 \x01(\x08\"1\n\rAuditResponse\x12 \n\x06report\x18\x01 \x01(\x0b\x32\x10.audit.v1.Report\";\n\x12StreamAuditRequest\x12%\n\x05\x61udit\x18\x01 \x01(\x0b\x32\x16.audit.v1.AuditRequest\"j\n\x13StreamAuditResponse\x12&\n\x08progress\x18\x01 \x01(\x0b\x32\x12.audit.v1.ProgressH\x00\x12\"\n\x06report\x18\x02 \x01(\x0b\x32\x10.audit.v1.ReportH\x00\x42\x07\n\x05\x65vent\"\x97\x01\n\rScreenRequest\x12\x0f\n\x07prompts\x18\x01 \x03(\t\x12\x12\n\ncheckpoint\x18\x02 \x01(\t\x12)\n\x07sampler\x18\x03 \x01(\x0b\x32\x18.audit.v1.SamplerOptions\x12\x1f\n\x12\x64\x65\x66inition_samples\x18\x04 \x01(\x05H\x00\x88\x01\x01\x42\x15\n\x13_definition_samples\"\xb7\x01\n\x0eScreenResponse\x12\'\n\x07results\x18\x01 \x03(\x0b\x32\x16.audit.v1.ScreenResult\x12.\n\x0b\x63\x61libration\x18\x02 \x01(\x0b\x32\x19.audit.v1.CalibrationInfo\x12\x11\n\tthreshold\x18\x03 \x01(\x01\x12\x1b\n\x13\x66\x61lse_positive_rate\x18\x04 \x01(\x01\x12\x1c\n\x04\x63ost\x18\x05 \x01(\x0b\x32\x0e.audit.v1.Cost\"\xd3\x01\n\x0cScreenResult\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x0f\n\x07\x66lagged\x18\x02 \x01(\x08\x12\x1d\n\x15recurring_probability\x18\x03 \x01(\x01\x12,\n\rprobabilities\x18\x04 \x01(\x0b\x32\x15.audit.v1.ClassValues\x12+\n\x0cmeasurements\x18\x05 \x03(\x0b\x32\x15.audit.v1.Measurement\x12(\n\tfractions\x18\x06 \x01(\x0b\x32\x15.audit.v1.ClassValues\"c\n\x08Progress\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x13\n\x0b\x65valuations\x18\x02 \x01(\x03\x12\x1b\n\x13planned_evaluations\x18\x03 \x01(\x03\x12\x16\n\x0equeue_position\x18\x04 \x01(\x05\"\xd6\x01\n\x0eSamplerOptions\x12\x11\n\tscheduler\x18\x01 \x01(\t\x12\x12\n\x05steps\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x15\n\x08guidance\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x17\n\x0fnegative_prompt\x18\x04 \x01(\t\x12\x13\n\x06height\x18\x05 \x01(\x05H\x02\x88\x01\x01\x12\x12\n\x05width\x18\x06 \x01(\x05H\x03\x88\x01\x01\x12\x10\n\x03\x65ta\x18\x07 \x01(\x01H\x04\x88\x01\x01\x42\x08\n\x06_stepsB\x0b\n\t_guidanceB\t\n\x07_heightB\x08\n\x06_widthB\x06\n\x04_eta\"\xce\x01\n\rBudgetOptions\x12\x12\n\x05seeds\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x17\n\nfirst_seed\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12\x1f\n\x12\x64\x65\x66inition_samples\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x11\n\tcurvature\x18\x04 \x01(\t\x12\x1a\n\rminimum_seeds\x18\x05 \x01(\x05H\x03\x88\x01\x01\x42\x08\n\x06_seedsB\r\n\x0b_first_seedB\x15\n\x13_definition_samplesB\x10\n\x0e_minimum_seeds2\xd3\x01\n\x0c\x41uditService\x12\x38\n\x05\x41udit\x12\x16.audit.v1.AuditRequest\x1a\x17.audit.v1.AuditResponse\x12L\n\x0bStreamAudit\x12\x1c.audit.v1.StreamAuditRequest\x1a\x1d.audit.v1.StreamAuditResponse0\x01\x12;\n\x06Screen\x12\x17.audit.v1.ScreenRequest\x1a\x18.audit.v1.ScreenResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,25 +33,25 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'audit.v1.audit_pb2', _globa
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_AUDITREQUEST']._serialized_start=58
-  _globals['_AUDITREQUEST']._serialized_end=255
-  _globals['_AUDITRESPONSE']._serialized_start=257
-  _globals['_AUDITRESPONSE']._serialized_end=306
-  _globals['_STREAMAUDITREQUEST']._serialized_start=308
-  _globals['_STREAMAUDITREQUEST']._serialized_end=367
-  _globals['_STREAMAUDITRESPONSE']._serialized_start=369
-  _globals['_STREAMAUDITRESPONSE']._serialized_end=475
-  _globals['_SCREENREQUEST']._serialized_start=478
-  _globals['_SCREENREQUEST']._serialized_end=629
-  _globals['_SCREENRESPONSE']._serialized_start=632
-  _globals['_SCREENRESPONSE']._serialized_end=815
-  _globals['_SCREENRESULT']._serialized_start=818
-  _globals['_SCREENRESULT']._serialized_end=1029
-  _globals['_PROGRESS']._serialized_start=1031
-  _globals['_PROGRESS']._serialized_end=1130
-  _globals['_SAMPLEROPTIONS']._serialized_start=1133
-  _globals['_SAMPLEROPTIONS']._serialized_end=1347
-  _globals['_BUDGETOPTIONS']._serialized_start=1350
-  _globals['_BUDGETOPTIONS']._serialized_end=1556
-  _globals['_AUDITSERVICE']._serialized_start=1559
-  _globals['_AUDITSERVICE']._serialized_end=1770
+  _globals['_AUDITREQUEST']._serialized_end=272
+  _globals['_AUDITRESPONSE']._serialized_start=274
+  _globals['_AUDITRESPONSE']._serialized_end=323
+  _globals['_STREAMAUDITREQUEST']._serialized_start=325
+  _globals['_STREAMAUDITREQUEST']._serialized_end=384
+  _globals['_STREAMAUDITRESPONSE']._serialized_start=386
+  _globals['_STREAMAUDITRESPONSE']._serialized_end=492
+  _globals['_SCREENREQUEST']._serialized_start=495
+  _globals['_SCREENREQUEST']._serialized_end=646
+  _globals['_SCREENRESPONSE']._serialized_start=649
+  _globals['_SCREENRESPONSE']._serialized_end=832
+  _globals['_SCREENRESULT']._serialized_start=835
+  _globals['_SCREENRESULT']._serialized_end=1046
+  _globals['_PROGRESS']._serialized_start=1048
+  _globals['_PROGRESS']._serialized_end=1147
+  _globals['_SAMPLEROPTIONS']._serialized_start=1150
+  _globals['_SAMPLEROPTIONS']._serialized_end=1364
+  _globals['_BUDGETOPTIONS']._serialized_start=1367
+  _globals['_BUDGETOPTIONS']._serialized_end=1573
+  _globals['_AUDITSERVICE']._serialized_start=1576
+  _globals['_AUDITSERVICE']._serialized_end=1787
 # @@protoc_insertion_point(module_scope)

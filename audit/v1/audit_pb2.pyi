@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class AuditRequest(_message.Message):
-    __slots__ = ("prompt", "checkpoint", "reference", "sampler", "budget", "include_images", "request_id")
+    __slots__ = ("prompt", "checkpoint", "reference", "sampler", "budget", "include_images", "request_id", "explain")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
@@ -16,6 +16,7 @@ class AuditRequest(_message.Message):
     BUDGET_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_IMAGES_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    EXPLAIN_FIELD_NUMBER: _ClassVar[int]
     prompt: str
     checkpoint: str
     reference: str
@@ -23,7 +24,8 @@ class AuditRequest(_message.Message):
     budget: BudgetOptions
     include_images: bool
     request_id: str
-    def __init__(self, prompt: _Optional[str] = ..., checkpoint: _Optional[str] = ..., reference: _Optional[str] = ..., sampler: _Optional[_Union[SamplerOptions, _Mapping]] = ..., budget: _Optional[_Union[BudgetOptions, _Mapping]] = ..., include_images: _Optional[bool] = ..., request_id: _Optional[str] = ...) -> None: ...
+    explain: bool
+    def __init__(self, prompt: _Optional[str] = ..., checkpoint: _Optional[str] = ..., reference: _Optional[str] = ..., sampler: _Optional[_Union[SamplerOptions, _Mapping]] = ..., budget: _Optional[_Union[BudgetOptions, _Mapping]] = ..., include_images: _Optional[bool] = ..., request_id: _Optional[str] = ..., explain: _Optional[bool] = ...) -> None: ...
 
 class AuditResponse(_message.Message):
     __slots__ = ("report",)

@@ -22,7 +22,7 @@ spurious: Verdict
 generalized: Verdict
 
 class Report(_message.Message):
-    __slots__ = ("prompt", "verdict", "confidence", "decided", "probabilities", "fractions", "recurring_probability", "copies", "reasons", "stability", "curvature", "samples", "subject", "cost", "provenance", "measurements")
+    __slots__ = ("prompt", "verdict", "confidence", "decided", "probabilities", "fractions", "recurring_probability", "copies", "reasons", "stability", "curvature", "samples", "subject", "cost", "provenance", "measurements", "explanation")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     VERDICT_FIELD_NUMBER: _ClassVar[int]
     CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
@@ -39,6 +39,7 @@ class Report(_message.Message):
     COST_FIELD_NUMBER: _ClassVar[int]
     PROVENANCE_FIELD_NUMBER: _ClassVar[int]
     MEASUREMENTS_FIELD_NUMBER: _ClassVar[int]
+    EXPLANATION_FIELD_NUMBER: _ClassVar[int]
     prompt: str
     verdict: Verdict
     confidence: float
@@ -55,7 +56,42 @@ class Report(_message.Message):
     cost: Cost
     provenance: Provenance
     measurements: _containers.RepeatedCompositeFieldContainer[Measurement]
-    def __init__(self, prompt: _Optional[str] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., confidence: _Optional[float] = ..., decided: _Optional[bool] = ..., probabilities: _Optional[_Union[ClassValues, _Mapping]] = ..., fractions: _Optional[_Union[ClassIntervals, _Mapping]] = ..., recurring_probability: _Optional[float] = ..., copies: _Optional[_Union[CopyEvidence, _Mapping]] = ..., reasons: _Optional[_Iterable[str]] = ..., stability: _Optional[_Union[StabilityEvidence, _Mapping]] = ..., curvature: _Optional[_Iterable[_Union[CurvatureEvidence, _Mapping]]] = ..., samples: _Optional[_Iterable[_Union[SampleEvidence, _Mapping]]] = ..., subject: _Optional[_Union[Subject, _Mapping]] = ..., cost: _Optional[_Union[Cost, _Mapping]] = ..., provenance: _Optional[_Union[Provenance, _Mapping]] = ..., measurements: _Optional[_Iterable[_Union[Measurement, _Mapping]]] = ...) -> None: ...
+    explanation: Explanation
+    def __init__(self, prompt: _Optional[str] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., confidence: _Optional[float] = ..., decided: _Optional[bool] = ..., probabilities: _Optional[_Union[ClassValues, _Mapping]] = ..., fractions: _Optional[_Union[ClassIntervals, _Mapping]] = ..., recurring_probability: _Optional[float] = ..., copies: _Optional[_Union[CopyEvidence, _Mapping]] = ..., reasons: _Optional[_Iterable[str]] = ..., stability: _Optional[_Union[StabilityEvidence, _Mapping]] = ..., curvature: _Optional[_Iterable[_Union[CurvatureEvidence, _Mapping]]] = ..., samples: _Optional[_Iterable[_Union[SampleEvidence, _Mapping]]] = ..., subject: _Optional[_Union[Subject, _Mapping]] = ..., cost: _Optional[_Union[Cost, _Mapping]] = ..., provenance: _Optional[_Union[Provenance, _Mapping]] = ..., measurements: _Optional[_Iterable[_Union[Measurement, _Mapping]]] = ..., explanation: _Optional[_Union[Explanation, _Mapping]] = ...) -> None: ...
+
+class Explanation(_message.Message):
+    __slots__ = ("words", "map", "words_method", "map_method", "samples")
+    WORDS_FIELD_NUMBER: _ClassVar[int]
+    MAP_FIELD_NUMBER: _ClassVar[int]
+    WORDS_METHOD_FIELD_NUMBER: _ClassVar[int]
+    MAP_METHOD_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    words: _containers.RepeatedCompositeFieldContainer[WordWeight]
+    map: RecallMap
+    words_method: str
+    map_method: str
+    samples: int
+    def __init__(self, words: _Optional[_Iterable[_Union[WordWeight, _Mapping]]] = ..., map: _Optional[_Union[RecallMap, _Mapping]] = ..., words_method: _Optional[str] = ..., map_method: _Optional[str] = ..., samples: _Optional[int] = ...) -> None: ...
+
+class WordWeight(_message.Message):
+    __slots__ = ("word", "weight")
+    WORD_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    word: str
+    weight: float
+    def __init__(self, word: _Optional[str] = ..., weight: _Optional[float] = ...) -> None: ...
+
+class RecallMap(_message.Message):
+    __slots__ = ("height", "width", "values", "threshold")
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    height: int
+    width: int
+    values: _containers.RepeatedScalarFieldContainer[float]
+    threshold: float
+    def __init__(self, height: _Optional[int] = ..., width: _Optional[int] = ..., values: _Optional[_Iterable[float]] = ..., threshold: _Optional[float] = ...) -> None: ...
 
 class Measurement(_message.Message):
     __slots__ = ("name", "value", "ordinary_lower", "ordinary_upper")
@@ -302,7 +338,7 @@ class CalibrationInfo(_message.Message):
     def __init__(self, digest: _Optional[str] = ..., delta_m: _Optional[float] = ..., delta_s: _Optional[float] = ..., fits: _Optional[bool] = ..., prompts: _Optional[int] = ..., make_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., estimators_digest: _Optional[str] = ...) -> None: ...
 
 class Cost(_message.Message):
-    __slots__ = ("evaluations", "sampling_evaluations", "curvature_evaluations", "queue_seconds", "compute_seconds", "stage_seconds", "screening_evaluations")
+    __slots__ = ("evaluations", "sampling_evaluations", "curvature_evaluations", "queue_seconds", "compute_seconds", "stage_seconds", "screening_evaluations", "explaining_evaluations")
     class StageSecondsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -317,6 +353,7 @@ class Cost(_message.Message):
     COMPUTE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     STAGE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     SCREENING_EVALUATIONS_FIELD_NUMBER: _ClassVar[int]
+    EXPLAINING_EVALUATIONS_FIELD_NUMBER: _ClassVar[int]
     evaluations: int
     sampling_evaluations: int
     curvature_evaluations: int
@@ -324,7 +361,8 @@ class Cost(_message.Message):
     compute_seconds: float
     stage_seconds: _containers.ScalarMap[str, float]
     screening_evaluations: int
-    def __init__(self, evaluations: _Optional[int] = ..., sampling_evaluations: _Optional[int] = ..., curvature_evaluations: _Optional[int] = ..., queue_seconds: _Optional[float] = ..., compute_seconds: _Optional[float] = ..., stage_seconds: _Optional[_Mapping[str, float]] = ..., screening_evaluations: _Optional[int] = ...) -> None: ...
+    explaining_evaluations: int
+    def __init__(self, evaluations: _Optional[int] = ..., sampling_evaluations: _Optional[int] = ..., curvature_evaluations: _Optional[int] = ..., queue_seconds: _Optional[float] = ..., compute_seconds: _Optional[float] = ..., stage_seconds: _Optional[_Mapping[str, float]] = ..., screening_evaluations: _Optional[int] = ..., explaining_evaluations: _Optional[int] = ...) -> None: ...
 
 class Provenance(_message.Message):
     __slots__ = ("basin_version", "libraries", "finish_time", "device")

@@ -73,6 +73,10 @@ def audit(
         Path | None,
         typer.Option(metavar="FILE.png", help="Also draw what the seeds gave beside the nearest references."),
     ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Also say which words carry the recall, and where in the image it shows."),
+    ] = False,
     scheduler: options.Scheduler = "",
     steps: options.Steps = None,
     guidance: options.Guidance = None,
@@ -95,9 +99,16 @@ def audit(
     Sampler settings and budget that are not given are the checkpoint's and the server's own.
     """
     flags = locals()
-    if depth is options.Depth.SCREEN and (reference or image is not None):
-        raise InvalidInput("a screen compares nothing and draws nothing", reason="FLAGS_CONFLICT", field="depth")
-    subject = {"checkpoint": checkpoint, "reference": reference, "include_images": image is not None}
+    if depth is options.Depth.SCREEN and (reference or image is not None or explain):
+        raise InvalidInput(
+            "a screen compares nothing, draws nothing and explains nothing", reason="FLAGS_CONFLICT", field="depth"
+        )
+    subject = {
+        "checkpoint": checkpoint,
+        "reference": reference,
+        "include_images": image is not None,
+        "explain": explain,
+    }
     requests = [options.requested(flags, prompt=text, **subject) for text in collect_prompts(prompt or [], prompts)]
     if image is not None:
         from service.contact_sheet import check_contact_sheet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rich import box
@@ -15,6 +16,10 @@ from service.reports import confidence
 
 #: Reasons are printed below the table for so many prompts at most.
 MAX_EXPLAINED = 5
+#: Words of an explanation that are listed, and cells along the longer side of its map.
+MOST_WORDS, MOST_CELLS = 12, 24
+#: From nothing to half of the error, or to the most where that is more.
+SHADES, HALF = " ░▒▓█", math.log(2)
 
 
 def print_reports(
@@ -54,6 +59,8 @@ def print_reports(
         for report in reports:
             console.print(Text(report.prompt, style="bold"))
             print_reasons(console, report)
+            if report.HasField("explanation"):
+                print_explanation(console, report.explanation)
 
 
 def print_screened(console: Console, found: Sequence[audit_pb2.ScreenResponse]) -> None:
@@ -82,6 +89,37 @@ def print_reasons(console: Console, report: report_pb2.Report) -> None:
     for reason in report.reasons:
         lines.add_row("·", Text(reason))
     console.print(lines)
+
+
+def print_explanation(console: Console, found: report_pb2.Explanation) -> None:
+    """Print the words that carry the recall, those that carry most first, and a map of where it shows."""
+    words = sorted(found.words, key=lambda one: -one.weight)
+    listed = ", ".join(f"{one.word} {one.weight:.0%}" for one in words[:MOST_WORDS])
+    lines = Table.grid(padding=(0, 1, 0, 1))
+    lines.add_row("·", Text(f"Of what the prompt changes, this is lost without a word: {listed}."))
+    less = 1 - math.exp(-max(0.0, *found.map.values))
+    lines.add_row("·", Text(f"Where the prompt foretells the image, with {less:.0%} less error at best:"))
+    lines.add_row("", Text("\n".join(_shades(found.map))))
+    console.print(lines)
+
+
+def _shades(cells: report_pb2.RecallMap) -> list[str]:
+    """The map in `SHADES`, two characters a cell; large maps by the means of blocks."""
+    step = -(-max(cells.height, cells.width) // MOST_CELLS)
+    top = max(HALF, *cells.values)
+    lines = []
+    for row in range(0, cells.height, step):
+        line = ""
+        for column in range(0, cells.width, step):
+            block = [
+                cells.values[y * cells.width + x]
+                for y in range(row, min(row + step, cells.height))
+                for x in range(column, min(column + step, cells.width))
+            ]
+            share = sum(block) / len(block) / top
+            line += 2 * SHADES[min(len(SHADES) - 1, max(0, int(share * len(SHADES))))]
+        lines.append(line)
+    return lines
 
 
 def mark(name: str) -> Text:

@@ -31,7 +31,7 @@ def report(prompts: list[str]) -> Report:
     auditor = Auditor(load_checkpoint(CHECKPOINT, name="demo"), ReferenceSet.load(REFERENCE), calibration())
     budget = Budget(seeds=3, first_seed=2, curvature=CurvatureSettings(samples=1, probes=1, steps=2, baseline=True))
     sampler = auditor.resolve_sampler(steps=2, scheduler="euler", guidance=1.5, negative_prompt="grey")
-    return auditor.audit(prompts[0], budget=budget, sampler=sampler, include_images=True)
+    return auditor.audit(prompts[0], budget=budget, sampler=sampler, include_images=True, explain=True)
 
 
 def _empty(message: object, path: str = "") -> list[str]:
@@ -72,8 +72,16 @@ def test_numbers_arrive(report: Report) -> None:
     assert message.subject.sampler.scheduler == "EulerDiscreteScheduler"
     assert message.subject.sampler.negative_prompt == "grey"
     cost = message.cost
-    assert cost.evaluations == cost.screening_evaluations + cost.sampling_evaluations + cost.curvature_evaluations
+    parts = (cost.screening_evaluations, cost.sampling_evaluations, cost.curvature_evaluations)
+    assert cost.evaluations == sum(parts) + cost.explaining_evaluations
     assert cost.screening_evaluations == 8
+    assert report.explanation is not None
+    words, places = report.explanation.attribution, report.explanation.localization
+    assert [one.word for one in message.explanation.words] == list(words.words) == report.prompt.split()
+    assert [one.weight for one in message.explanation.words] == list(words.weights)
+    own_map = message.explanation.map
+    assert np.reshape(own_map.values, (own_map.height, own_map.width)).tolist() == places.values.tolist()
+    assert (own_map.threshold, message.explanation.samples) == (places.threshold, 3)
     for one, own in zip(message.measurements, report.decision.measurements, strict=True):
         assert (one.name, one.value) == (own.name, own.value)
         assert one.HasField("ordinary_lower") == one.HasField("ordinary_upper") == (own.ordinary is not None)
@@ -105,8 +113,9 @@ def test_json(report: Report) -> None:
 def test_report_without_reference_or_curvature(report: Report) -> None:
     """What was not measured is absent, not zero."""
     bare = replace(report.evidence, neighbors=None, curvature=())
-    message = wire.report_to_proto(replace(report, reference=None, evidence=bare, images=None))
+    message = wire.report_to_proto(replace(report, reference=None, evidence=bare, images=None, explanation=None))
     assert not message.curvature
+    assert not message.HasField("explanation")
     assert not message.subject.reference
     assert not message.subject.embedder_digest
     for sample in message.samples:
