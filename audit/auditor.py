@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
@@ -75,8 +76,9 @@ class Auditor:
         self._finder = None if reference is None else NeighborFinder(reference, checkpoint)
         # The empty prompt comes with every audit, and a prompt that is flagged comes again.
         self._encode = lru_cache(ENCODED)(lambda prompt: checkpoint.encode_prompts([prompt]))
-        # diffusers takes milliseconds to make a scheduler, which a server asks for before it lets a caller in.
         self._screens: dict[tuple[int, ...], Screen] = {}
+        self._screening = threading.Lock()
+        # diffusers takes milliseconds to make a scheduler, which a server asks for before it lets a caller in.
         self._timesteps = lru_cache(SCHEDULED)(partial(_timesteps, checkpoint.scheduler_config))
         own = self.calibration.sampler if self.calibration.checkpoint_digest == checkpoint.digest else None
         self.defaults = own or checkpoint.defaults
@@ -387,15 +389,15 @@ class Auditor:
 
     def _screen_at(self, sampler: SamplerSettings, denoiser: Denoiser) -> Screen:
         """What screens images of a size. It is made once, and its own evaluations are nobody's."""
-        shape = self.checkpoint.latent_shape(sampler)
-        if shape not in self._screens:
-            if len(self._screens) >= SCREENS:
-                self._screens.clear()
-            checkpoint = self.checkpoint
-            self._screens[shape] = Screen(
-                denoiser, shape, self.encode(""), device=checkpoint.device, dtype=checkpoint.dtype
-            )
-        return self._screens[shape]
+        checkpoint, shape = self.checkpoint, self.checkpoint.latent_shape(sampler)
+        with self._screening:
+            if (found := self._screens.get(shape)) is None:
+                if len(self._screens) >= SCREENS:
+                    self._screens.clear()
+                empty = self.encode("")
+                found = Screen(denoiser, shape, empty, device=checkpoint.device, dtype=checkpoint.dtype)
+                self._screens[shape] = found
+            return found
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         return self.checkpoint.decode(latents).cpu()

@@ -281,6 +281,7 @@ def _spec(content: Mapping[str, Any]) -> batch_pb2.BatchSpec:
         reference=settings.reference,
         budget=audit_pb2.BudgetOptions(
             seeds=budget.seeds,
+            minimum_seeds=budget.minimum_seeds,
             first_seed=budget.first_seed,
             definition_samples=budget.definition_samples,
             curvature=budget.curvature.method,

@@ -41,7 +41,7 @@ from audit.bench.truth import (
     save_truth,
     tabulate,
 )
-from audit.calibrate import calibrate
+from audit.calibrate import MINIMUM_PROMPTS, calibrate
 from audit.model.loading import load_checkpoint
 from audit.model.sampling import build_scheduler
 from audit.phase import networks
@@ -83,6 +83,10 @@ def train_ladder(
     recipe_file.write_text(recipe.model_dump_json(indent=2))
     torch.manual_seed(recipe.seed)
     ladder = lay_out(recipe, data)
+    if len(ladder.ordinary()) < MINIMUM_PROMPTS:
+        raise ValueError(
+            f"a ladder needs {MINIMUM_PROMPTS} captions to calibrate with: those of its largest tuning rungs"
+        )
     pixels = to_unit(ladder.images)
     tokenizer = networks.build_tokenizer(VOCABULARY)
 

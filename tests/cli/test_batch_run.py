@@ -38,7 +38,7 @@ def test_a_run_leaves_what_it_found(basin: Basin, tmp_path: Path) -> None:
     assert result.code == 0, result
     rows = lines(out)
     assert [row["prompt"] for row in rows] == [generalized, memorized, long, memorized]
-    assert [row["outcome"] for row in rows] == ["undecided", "memorized", "failed", "memorized"]
+    assert [row["outcome"] for row in rows] == ["generalized", "memorized", "failed", "memorized"]
     assert [row["first_verdict"] for row in rows] == ["generalized", "memorized", None, "memorized"]
     assert [row["second_verdict"] for row in rows] == [None, "memorized", None, "memorized"]
     assert [row.get("id") for row in rows] == [7, "eight", None, None]

@@ -65,7 +65,7 @@ def test_bad_input_is_one_line(basin: Basin, tmp_path: Path, monkeypatch: pytest
         (("--size", "33"), ["height", "33"]),
         (("--scheduler", "bogus"), ["scheduler", "bogus"]),
         (("--curvature", "bogus"), ["curvature", "bogus"]),
-        (("--seeds", "1"), ["seeds"]),
+        (("--seeds", "0"), ["seeds"]),
         (("--dtype", "float7"), ["float7"]),
         (("--device", "bogus"), ["bogus"]),
     ):

@@ -26,8 +26,8 @@ from tests.cli.conftest import CHEAP, Basin, Result, is_one_error, serving
 from tests.service.runs import make_up, plain_report
 
 #: Audits that take long enough for something to happen meanwhile, and such as never end.
-SLOW = ("--seeds", "4", "--steps", "25", "--guidance", "1", "--curvature", "off")
-ENDLESS = ("--seeds", "64", "--steps", "900", "--guidance", "1", "--curvature", "off")
+SLOW = ("--seeds", "4", "--minimum-seeds", "4", "--steps", "25", "--guidance", "1", "--curvature", "off")
+ENDLESS = ("--seeds", "64", "--minimum-seeds", "64", "--steps", "900", "--guidance", "1", "--curvature", "off")
 
 _unused = itertools.count(10_000, 1000)
 
@@ -306,7 +306,7 @@ def test_a_condition_waits_for_the_end(remote: Basin, file: Path) -> None:
         (("--prompts", "{file}", "--checkpoint", "demo", "--checkpoint", "demo"), ["twice"]),
         (("--prompts", "{file}", "--reference", "missing"), ["missing"]),
         (("--prompts", "{file}", "--steps", "0"), ["steps"]),
-        (("--prompts", "{file}", "--seeds", "1"), ["seeds"]),
+        (("--prompts", "{file}", "--seeds", "0"), ["seeds"]),
         (("--prompts", "{file}", "--size", "x"), ["size"]),
         (("--prompts", "{file}", "--request-id", 65 * "x"), ["request id", "64"]),
     ],

@@ -26,7 +26,7 @@ def packages_of(pid: int) -> set[str]:
 
 def test_serves_what_the_flags_name_until_sigterm(tmp_path: Path) -> None:
     """Flags reach the server, which loads nothing that it does not need; SIGTERM ends it with 0."""
-    (tmp_path / "basin.yaml").write_text("limits: {seeds: 20}\nqueue_evaluations: 3\n")
+    (tmp_path / "basin.yaml").write_text("limits: {seeds: 40}\nqueue_evaluations: 3\n")
     process = start_basin(
         "serve", "--config", tmp_path / "basin.yaml", "--listen", "127.0.0.1:0", "--metrics", "off",
         "--queue-evaluations", 5, "--model-control", "start",
@@ -46,7 +46,7 @@ def test_serves_what_the_flags_name_until_sigterm(tmp_path: Path) -> None:
                 client.unload_checkpoint("mine")
         assert [checkpoint.id for checkpoint in info.checkpoints] == ["mine"]
         assert [reference.name for reference in info.references] == ["train"]
-        assert (info.limits.seeds, info.limits.queue_evaluations) == (20, 5)
+        assert (info.limits.seeds, info.limits.queue_evaluations) == (40, 5)
         assert refused.value.reason == "MODEL_CONTROL_CLOSED"
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from tests.cli.conftest import Basin, is_one_error, start_basin
 
 RECIPE = {
-    "rungs": [{"images": 1, "captions": 1}, {"images": 4, "captions": 1}],
+    "rungs": [{"images": 1, "captions": 1}, {"images": 4, "captions": 4}],
     "autoencoder_channels": [8, 8, 8],
     "autoencoder_steps": 60,
     "unet_channels": [16, 16],

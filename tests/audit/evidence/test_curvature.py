@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -269,7 +270,9 @@ def test_baseline_is_the_unconditional_branch_at_the_same_points() -> None:
     denoiser = EmpiricalDenoiser(points, priors, stable_diffusion_schedule())
     meter = MeteredDenoiser(denoiser)
     latents = points[:3] + 0.05
-    both = measure_curvature(meter, latents, denoiser.condition(0), denoiser.condition(1), CurvatureSettings("dense"))
+    both = measure_curvature(
+        meter, latents, denoiser.condition(0), denoiser.condition(1), CurvatureSettings("dense", baseline=True)
+    )
     cost = meter.evaluations
     alone = measure_curvature(
         denoiser, latents, denoiser.condition(0), denoiser.condition(0), CurvatureSettings("dense", baseline=False)
@@ -303,7 +306,7 @@ def test_small_budgets_measure_what_they_can(settings: CurvatureSettings, latent
     points = clusters(2, 4, 0.4)
     denoiser = exact_denoiser(points)
     condition = denoiser.condition(0)
-    levels = measure_curvature(denoiser, points[:latents], condition, condition, settings)
+    levels = measure_curvature(denoiser, points[:latents], condition, condition, replace(settings, baseline=True))
     assert len(levels) == len(settings.noise_levels)
     for level in levels:
         for spectrum in (level.prompt, level.unconditional):
