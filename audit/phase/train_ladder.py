@@ -84,9 +84,7 @@ def train_ladder(
     torch.manual_seed(recipe.seed)
     ladder = lay_out(recipe, data)
     if len(ladder.ordinary()) < MINIMUM_PROMPTS:
-        raise ValueError(
-            f"a ladder needs {MINIMUM_PROMPTS} captions to calibrate with: those of its largest tuning rungs"
-        )
+        raise ValueError(f"a ladder needs at least {MINIMUM_PROMPTS} tuning captions of many images to calibrate with")
     pixels = to_unit(ladder.images)
     tokenizer = networks.build_tokenizer(VOCABULARY)
 

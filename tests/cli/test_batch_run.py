@@ -53,7 +53,7 @@ def test_a_run_leaves_what_it_found(basin: Basin, tmp_path: Path) -> None:
     heading, numbers = (line.split() for line in result.out.splitlines())
     named = [word for word in heading if word.isalpha()]
     assert named == ["checkpoint", "recurring", "memorized", "spurious", "generalized", "undecided", "failed"]
-    assert numbers == ["demo", "2", "2", "0", "0", "1", "1"]
+    assert numbers == ["demo", "2", "2", "0", "1", "0", "1"]
     with opened(out) as store:
         batch = store.batch_of(read_run(out).request_id)
         assert batch is not None

@@ -82,7 +82,7 @@ def test_a_killed_training_goes_on_to_the_same_result(basin: Basin, data: Path, 
         "--seeds", 2, "--curvature", "off", "--format", "json", rows[1][0]["prompt"],
     )  # fmt: skip
     assert report.code == 0, report
-    assert json.loads(report.out)["subject"]["reference_size"] == "5"
+    assert json.loads(report.out)["subject"]["reference_size"] == "17"
 
 
 def test_bad_recipes_and_data_are_one_line(basin: Basin, data: Path, recipe: Path, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_connections_that_say_nothing(launch: Callable[..., Client], prompts: li
 def test_a_client_that_does_not_read(launch: Callable[..., Client], prompts: list[str], tmp_path: Path) -> None:
     """Its stream waits for it, holding little; others are served, and when it goes away all is given back."""
     own = launch(batches={"store": f"sqlite:///{tmp_path}/basin.db"})
-    how = spec(reference="demo", seeds=16, pictures=batch_pb2.BATCH_PICTURES_ALL)
+    how = spec(reference="demo", seeds=48, pictures=batch_pb2.BATCH_PICTURES_ALL)
     id_ = create(own, prompts[:30], how)
     ended(own, id_)
     memory = psutil.Process().memory_info().rss

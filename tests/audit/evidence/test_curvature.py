@@ -270,9 +270,8 @@ def test_baseline_is_the_unconditional_branch_at_the_same_points() -> None:
     denoiser = EmpiricalDenoiser(points, priors, stable_diffusion_schedule())
     meter = MeteredDenoiser(denoiser)
     latents = points[:3] + 0.05
-    both = measure_curvature(
-        meter, latents, denoiser.condition(0), denoiser.condition(1), CurvatureSettings("dense", baseline=True)
-    )
+    settings = CurvatureSettings("dense", baseline=True)
+    both = measure_curvature(meter, latents, denoiser.condition(0), denoiser.condition(1), settings)
     cost = meter.evaluations
     alone = measure_curvature(
         denoiser, latents, denoiser.condition(0), denoiser.condition(0), CurvatureSettings("dense", baseline=False)
