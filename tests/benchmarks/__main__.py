@@ -11,6 +11,7 @@ import service  # noqa: F401 - first of all, for the OpenMP settings that a serv
 NAMES = (
     "verdicts",
     "curvature",
+    "scale",
     "overhead",
     "concurrency",
     "memory",
