@@ -11,10 +11,10 @@ import service  # noqa: F401 - first of all, for the OpenMP settings that a serv
 NAMES = (
     "verdicts",
     "curvature",
-    "scale",
     "overhead",
     "concurrency",
     "memory",
+    "scale",
     "training",
     "batch",
     "batch_memory",
