@@ -19,7 +19,7 @@ from audit.v1 import batch_pb2, batch_pb2_grpc
 from service.audit_log import tell
 from service.batch_wire import OPERATIONS, about, extra_of, operation_of, prompt_to_proto, text_of
 from service.batches import Batches, check_request_id
-from service.calls import Context
+from service.calls import Context, send
 from service.planning import Planner
 from service.prompt_sets import PromptSets
 from service.prompts import PromptEntry
@@ -116,7 +116,7 @@ class BatchHandlers(batch_pb2_grpc.BatchServiceServicer):
         """Stream what was found."""
         _required(request.batch)
         async for result in self._batches.results(request):
-            await context.write(result)
+            await send(context, result)
 
     @contextmanager
     def _intake(self, spec: batch_pb2.BatchSpec) -> Iterator[_Intake]:

@@ -203,6 +203,18 @@ async def _parse_all(
         raise Stopped("the stream broke off", reason="CANCELLED") from error
 
 
+async def send(context: Context, message: Any) -> None:
+    """Write a message of a stream.
+
+    Raises:
+        Stopped: the caller went away meanwhile.
+    """
+    try:
+        await context.write(message)
+    except grpc.aio.InternalError as error:  # a write that was under way fails before the call is cancelled
+        raise Stopped("the caller went away", reason="CANCELLED") from error
+
+
 def code_of_cancellation(context: Context) -> grpc.StatusCode:
     """Whether a call that was cancelled had run out of time."""
     left = context.time_remaining()

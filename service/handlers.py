@@ -30,7 +30,7 @@ from audit.v1 import (
 from audit.version import basin_version
 from service.audit_log import tell
 from service.audits import Audits
-from service.calls import Context, code_of_cancellation, span
+from service.calls import Context, code_of_cancellation, send, span
 from service.checkpoints import CheckpointRegistry
 from service.config import Settings
 from service.line import Line
@@ -82,9 +82,9 @@ class AuditHandlers(audit_pb2_grpc.AuditServiceServicer):
         with self._counted(request.audit, context) as outcome, within("audit"):
             with self._audits.watch(request.audit, context.time_remaining()) as watch:
                 async for progress in watch.progress():
-                    await context.write(audit_pb2.StreamAuditResponse(progress=progress))
+                    await send(context, audit_pb2.StreamAuditResponse(progress=progress))
                 outcome.report = await watch.report()
-            await context.write(audit_pb2.StreamAuditResponse(report=outcome.report))
+            await send(context, audit_pb2.StreamAuditResponse(report=outcome.report))
 
     async def Screen(self, request: audit_pb2.ScreenRequest, context: Context) -> audit_pb2.ScreenResponse:
         """Screen many prompts."""

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from scipy.linalg import hadamard
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from audit import demo
-from audit.model.denoiser import Schedule
+from audit.model.denoiser import Condition, Denoiser, Schedule
 from audit.model.empirical import EmpiricalDenoiser
 from audit.phase.ladder import VOCABULARY
 from audit.phase.networks import CONTEXT_LENGTH, build_tokenizer
@@ -58,6 +59,69 @@ def exact_denoiser(points: Tensor, priors: Tensor | None = None) -> EmpiricalDen
     return EmpiricalDenoiser(
         points, torch.ones(1, len(points)) if priors is None else priors, stable_diffusion_schedule()
     )
+
+
+class SignPatterns(Denoiser):
+    r"""The exact denoiser of d points in d dimensions, with the spectrum that one likes; an evaluation costs O(d√d).
+
+    With h_k the rows of Sylvester's Hadamard matrix B and Q = BS/√d orthogonal, S random signs, the points are
+
+        y_k = Q (√c ∘ h_k),   c = (1 − λ) σ²/α².
+
+    They are equally far from 0, so that all weigh alike there, Cov_w(y) = Q diag(c) Qᵀ, and σ²H = I − (α²/σ²) Cov_w(y)
+    has the eigenvalues λ. The first of them is 1, because the rows do not average to 0 in the first entry.
+
+    Args:
+        spectrum: λ ≤ 1, float64, (d,); d is a power of 4.
+        sigma: σ of the noise level at which it is that.
+        shape: of one latent.
+        seed: of S.
+    """
+
+    prediction_type = "epsilon"
+
+    def __init__(self, spectrum: Tensor, sigma: float, shape: tuple[int, ...], seed: int = 0) -> None:
+        self.schedule = stable_diffusion_schedule()
+        self.timestep = self.schedule.timestep(sigma)
+        alpha, sigma = float(self.schedule.alphas[self.timestep]), float(self.schedule.sigmas[self.timestep])
+        self.spectrum = torch.cat([torch.ones(1, dtype=torch.float64), spectrum[1:]])
+        self.origin = torch.zeros(1, *shape, dtype=torch.float64)
+        self._lengths = (1 - self.spectrum).sqrt() * sigma / alpha
+        signs = torch.randint(0, 2, spectrum.shape, generator=torch.Generator().manual_seed(seed))
+        self._signs = 2 * signs.double() - 1
+        self._root = torch.from_numpy(hadamard(round(len(spectrum) ** 0.5))).double()
+
+    @property
+    def points(self) -> Tensor:
+        """y, (d, *latent shape)."""
+        rows = self._hadamard(torch.eye(len(self.spectrum), dtype=torch.float64))
+        return self._turn(self._lengths * rows).reshape(-1, *self.origin.shape[1:])
+
+    def native(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """ε̂ in closed form."""
+        alpha, sigma = self.schedule.at(t, x.flatten(1))
+        turned = self._signs.to(x) * self._hadamard(x.flatten(1)) / len(self.spectrum) ** 0.5
+        weights = (alpha / sigma**2 * self._hadamard(self._lengths.to(x) * turned)).softmax(1)
+        clean = self._turn(self._lengths.to(x) * self._hadamard(weights))
+        return ((x.flatten(1) - alpha * clean) / sigma).reshape(x.shape)
+
+    def _turn(self, x: Tensor) -> Tensor:
+        """Qx of every row."""
+        return self._hadamard(self._signs.to(x) * x) / len(self.spectrum) ** 0.5
+
+    def _hadamard(self, x: Tensor) -> Tensor:
+        """Bx of every row, where B of size r² is the Kronecker product of two of size r."""
+        root = self._root.to(x)
+        return (root @ x.reshape(len(x), *root.shape) @ root).reshape(x.shape)
+
+
+def power_law(dimension: int, exponent: float, share: float) -> Tensor:
+    """Eigenvalues of σ²H, descending, for Gaussian data whose variances fall as rank^−exponent.
+
+    λ = 1/(1 + v), v the data's variance over the noise's; v = 9, which is λ = 0.1, at rank share · dimension.
+    """
+    ranks = torch.arange(dimension, 0, -1, dtype=torch.float64)
+    return 1 / (1 + 9 * (ranks / (share * dimension)) ** -exponent)
 
 
 def copy_demo(folder: Path, **scheduler: Any) -> Path:

@@ -15,6 +15,7 @@ NAMES = (
     "overhead",
     "concurrency",
     "memory",
+    "scale",
     "training",
     "batch",
     "batch_memory",
