@@ -33,6 +33,8 @@ from service.threads import lone_threads
 
 #: Seconds between two progress messages of one stream.
 PROGRESS_INTERVAL = 0.1
+#: Images that wait or are inspected: each is kept as it was sent.
+MOST_IMAGES = 64
 #: Seconds that refused callers are asked to wait at most.
 MOST_SECONDS = 60.0
 
@@ -95,6 +97,7 @@ class Audits:
         self._metrics = metrics
         most = settings.queue_evaluations
         self._line = Line(settings.concurrent_audits, most, "denoiser evaluations", "QUEUE_FULL", self._until_free)
+        self._images = Line(MOST_IMAGES, MOST_IMAGES, "images", "QUEUE_FULL")
         self._executor = lone_threads(settings.concurrent_audits, "audit")
         self._jobs: set[Job[Any]] = set()
         self._answers: Answers[AuditJob] = Answers()
@@ -160,9 +163,13 @@ class Audits:
         checkpoint = self._planner.checkpoint(request.checkpoint)
         plan = self._planner.plan_inspection(checkpoint, request)
         work = partial(self._inspect, request, plan)
-        job = self._take_in(checkpoint, plan.evaluations, plan.least_evaluations, seconds_left, work)
-        with _watched(job, object(), seconds_left):
-            return await asyncio.shield(job.task)
+        place = self._images.enter()
+        try:
+            job = self._take_in(checkpoint, plan.evaluations, plan.least_evaluations, seconds_left, work)
+            with _watched(job, object(), seconds_left):
+                return await asyncio.shield(job.task)
+        finally:
+            self._images.leave(place)
 
     def checkpoint_of(
         self, request: audit_pb2.AuditRequest | audit_pb2.ScreenRequest | audit_pb2.InspectImageRequest

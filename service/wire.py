@@ -22,7 +22,7 @@ from audit.report import Cost, ReferenceUsed, Report
 from audit.v1 import audit_pb2, report_pb2
 from audit.verdict import calibration, decision
 from audit.verdict.estimators import shipped
-from audit.verdict.rule import CLASSES
+from audit.verdict.rule import CLASSES, DEFINITION_SAMPLES
 from audit.version import basin_version
 
 #: In the order of `CLASSES`.
@@ -172,7 +172,7 @@ def inspection_to_proto(found: Inspection, image: bytes) -> audit_pb2.InspectIma
     """
     basin, probabilities = found.basin, found.probabilities
     shares = None if probabilities is None else dict(zip(CLASSES, probabilities, strict=True))
-    return audit_pb2.InspectImageResponse(
+    message = audit_pb2.InspectImageResponse(
         verdict=report_pb2.VERDICT_UNSPECIFIED if found.verdict is None else VERDICTS[CLASSES.index(found.verdict)],
         confidence=found.confidence,
         decided=found.decided,
@@ -200,6 +200,8 @@ def inspection_to_proto(found: Inspection, image: bytes) -> audit_pb2.InspectIma
         cost=_cost(found.cost),
         provenance=_provenance(found),
     )
+    message.subject.definition_samples = DEFINITION_SAMPLES
+    return message
 
 
 def measurement(found: decision.Measurement) -> report_pb2.Measurement:

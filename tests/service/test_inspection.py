@@ -20,6 +20,7 @@ from audit.model.loading import load_checkpoint
 from audit.reference.images import encode_png
 from audit.reference.reference_set import ReferenceSet
 from audit.v1 import audit_pb2, report_pb2
+from service import audits
 from service.client import BasinClient
 from service.local import LocalAudits
 from tests.service.helpers import LONG, Client, endless, eventually, failure, until_sampling
@@ -81,6 +82,7 @@ def test_it_says_what_the_auditor_finds_in_process(
     assert found.prompt == prompts[0]
     assert found.subject.checkpoint_digest == own.checkpoint.digest
     assert (found.subject.reference, found.subject.reference_complete) == ("demo", True)
+    assert found.subject.definition_samples == 512
     assert found.subject.calibration.fits
     assert found.subject.calibration.delta_s == pytest.approx(expected.delta_s)
     assert found.provenance.basin_version
@@ -152,6 +154,24 @@ def test_it_stands_in_line_with_audits(launch: Callable[..., Client], image: byt
     eventually(lambda: own.metric("basin_queue_depth") == 0)
     working.cancel()
     eventually(lambda: own.metric("basin_audits_in_flight") == 0)
+    assert inspect(own, image).reasons
+
+
+def test_more_images_than_may_wait(
+    launch: Callable[..., Client], image: bytes, prompts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One too many is to come again later."""
+    monkeypatch.setattr(audits, "MOST_IMAGES", 1)
+    own = launch(concurrent_audits=1)
+    working = own.stream(endless(prompts[0]))
+    until_sampling(working)
+    waiting = own.audits.InspectImage.future(asked(image))
+    eventually(lambda: own.metric("basin_queue_depth") == 1)
+    full = failure(lambda: inspect(own, image, timeout=None))
+    assert (full.code, full.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+    assert full.retry_seconds
+    working.cancel()
+    assert waiting.result(LONG).reasons
     assert inspect(own, image).reasons
 
 
