@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from audit.budget import GROUP, Budget
-from audit.errors import BrokenCheckpoint, InvalidInput
+from audit.errors import InvalidInput, require_finite
 from audit.evidence.curvature import CurvatureLevel, measure_curvature
 from audit.evidence.explanation import Explanation, explain_recall
 from audit.evidence.explanation import evaluations as explaining_evaluations
@@ -23,6 +24,7 @@ from audit.evidence.neighbors import NeighborFinder, Neighbors
 from audit.evidence.screening import EVALUATIONS as SCREENING
 from audit.evidence.screening import Screen, Screening
 from audit.evidence.smoothed import measure_smoothed_trace
+from audit.inspection import Inspection, inspect
 from audit.limits import MAX_IMAGE_SIDE, MAX_PROMPT_CHARACTERS
 from audit.model.checkpoint import Checkpoint
 from audit.model.denoiser import Condition, Denoiser, MeteredDenoiser, concatenate
@@ -60,6 +62,10 @@ class Auditor:
         checkpoint: what is audited.
         reference: what samples are compared with; None compares with nothing.
         calibration: the built-in defaults when None.
+
+    Attributes:
+        finder: of nearest references; None without a reference set.
+        defaults: the sampler settings that requests build on.
     """
 
     def __init__(
@@ -73,7 +79,7 @@ class Auditor:
         self.checkpoint = checkpoint
         self.reference = reference
         self.calibration = calibration or default_calibration()
-        self._finder = None if reference is None else NeighborFinder(reference, checkpoint)
+        self.finder = None if reference is None else NeighborFinder(reference, checkpoint)
         # The empty prompt comes with every audit, and a prompt that is flagged comes again.
         self._encode = lru_cache(ENCODED)(lambda prompt: checkpoint.encode_prompts([prompt]))
         self._screens: dict[tuple[int, ...], Screen] = {}
@@ -234,7 +240,7 @@ class Auditor:
             checkpoint_name=checkpoint.name,
             checkpoint_digest=checkpoint.digest,
             family=checkpoint.family,
-            reference=self._reference_used(evidence.neighbors, include_images),
+            reference=self.reference_used(evidence.neighbors, include_images=include_images),
             calibration=self.calibration,
             calibration_fits=fits,
             cost=Cost(
@@ -278,7 +284,7 @@ class Auditor:
 
     def _explain(self, prompt: str, latents: torch.Tensor, work: Work) -> Explanation:
         found = explain_recall(work.denoiser, prompt, self.checkpoint.encode_prompts, latents)
-        _require_finite(found.finite, "predictions")
+        require_finite(found.finite, "predictions")
         return found
 
     def _curvature(
@@ -287,7 +293,7 @@ class Auditor:
         empty = self.encode("") if sampler.negative_prompt else given.unconditional
         latents, settings = draws.samples.latents, budget.curvature
         found = measure_curvature(work.denoiser, latents, given.condition, empty, settings, seed=budget.first_seed)
-        _require_finite(all(math.isfinite(level.prompt.trace) for level in found), "curvature")
+        require_finite(all(math.isfinite(level.prompt.trace) for level in found), "curvature")
         return found
 
     def measure(self, prompt: str, seeds: range, *, sampler: SamplerSettings | None = None) -> tuple[Screening, Draws]:
@@ -310,8 +316,8 @@ class Auditor:
         with work.stage("screening"):
             condition = self.check_prompt(prompt)
             unconditional = self.encode(sampler.negative_prompt, "sampler.negative_prompt")
-            screening = self._screen_at(sampler, work.denoiser.inner).measure(work.denoiser, condition)[0]
-        _require_finite(bool(np.isfinite(screening.contrast).all()), "predictions")
+            screening = self.screen_at(sampler, work.denoiser.inner).measure(work.denoiser, condition)[0]
+        require_finite(bool(np.isfinite(screening.contrast).all()), "predictions")
         return _Given(condition, unconditional, screening)
 
     def _draw(self, seeds: range, traced: int, sampler: SamplerSettings, given: _Given, work: Work) -> Draws:
@@ -320,17 +326,17 @@ class Auditor:
             samples = self.checkpoint.sample(sampler, given.condition, given.unconditional, seeds, work.denoiser)
         with work.stage("decoding"):
             images = in_halves(self._decode, samples.latents)
-        _require_finite(bool(samples.latents.isfinite().all() and images.isfinite().all()), "images")
+        require_finite(bool(samples.latents.isfinite().all() and images.isfinite().all()), "images")
         work.check()
         with work.stage("searching"):
             vectors = self.vectors(images)
-            neighbors = None if self._finder is None else self._finder.find(images)
+            neighbors = None if self.finder is None else self.finder.find(images)
         with work.stage("curvature"):
             noises = [TRACE_SEED + seed for seed in seeds[:traced]]
             smoothed = measure_smoothed_trace(
                 work.denoiser, samples.latents[:traced], given.condition, NOISE_LEVELS, noises
             )
-        _require_finite(bool(np.isfinite(smoothed.values).all()), "curvature")
+        require_finite(bool(np.isfinite(smoothed.values).all()), "curvature")
         return Draws(samples, images, vectors, smoothed, neighbors)
 
     def screen(
@@ -359,10 +365,39 @@ class Auditor:
         sampler = sampler or self.resolve_sampler()
         conditions = concatenate([self.check_prompt(prompt) for prompt in prompts])
         meter = MeteredDenoiser(denoiser or self.checkpoint.denoiser, check)
-        found = self._screen_at(sampler, meter.inner).measure(meter, conditions)
-        _require_finite(all(bool(np.isfinite(one.contrast).all()) for one in found), "predictions")
+        found = self.screen_at(sampler, meter.inner).measure(meter, conditions)
+        require_finite(all(bool(np.isfinite(one.contrast).all()) for one in found), "predictions")
         fits = self.calibration.fits(self.checkpoint.digest, sampler)
         return [screen(one, self.calibration, definition_samples=definition_samples, fits=fits) for one in found]
+
+    def inspect(
+        self,
+        image: NDArray[np.uint8] | torch.Tensor,
+        prompt: str = "",
+        *,
+        sampler: SamplerSettings | None = None,
+        denoiser: Denoiser | None = None,
+        on_progress: Callable[[Progress], None] = lambda progress: None,
+        check: Callable[[], None] = lambda: None,
+    ) -> Inspection:
+        """Look at an image that already exists as at a sample of the checkpoint; see `audit.inspection`.
+
+        Args:
+            image: uint8, (height, width) or (height, width, 1 or 3); or a tensor (1 or 3, height, width) in [-1, 1]. It
+                is brought to the size of the sampler.
+            prompt: that it is said to come from; "" for none, with which less can be told.
+            sampler: from `resolve_sampler`; the checkpoint's own when None.
+            denoiser: stands in for the checkpoint's own.
+            on_progress: called at every stage and before every denoiser call.
+            check: called before every denoiser call; raises to stop there.
+
+        Raises:
+            InvalidInput: the image, the prompt or a setting is impossible.
+            BrokenCheckpoint: the checkpoint gives no finite numbers.
+            Stopped: `check` said so.
+        """
+        sampler = sampler or self.resolve_sampler()
+        return inspect(self, image, prompt, sampler=sampler, denoiser=denoiser, on_progress=on_progress, check=check)
 
     def vectors(self, images: torch.Tensor) -> torch.Tensor:
         """Samples as pixel vectors: of the reference set's size when there is one, else of their own."""
@@ -387,7 +422,7 @@ class Auditor:
         explaining = explaining_evaluations(explained, budget.seeds) if explained else 0
         return SCREENING + sampling + tracing + 2 * points * products + explaining
 
-    def _screen_at(self, sampler: SamplerSettings, denoiser: Denoiser) -> Screen:
+    def screen_at(self, sampler: SamplerSettings, denoiser: Denoiser) -> Screen:
         """What screens images of a size. It is made once, and its own evaluations are nobody's."""
         checkpoint, shape = self.checkpoint, self.checkpoint.latent_shape(sampler)
         with self._screening:
@@ -402,7 +437,8 @@ class Auditor:
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         return self.checkpoint.decode(latents).cpu()
 
-    def _reference_used(self, neighbors: Neighbors | None, include_images: bool) -> ReferenceUsed | None:
+    def reference_used(self, neighbors: Neighbors | None, *, include_images: bool = False) -> ReferenceUsed | None:
+        """What of the reference set belongs into a report of these neighbours."""
         if self.reference is None or neighbors is None:
             return None
         near = {int(i) for i in neighbors.index}
@@ -423,12 +459,3 @@ def _timesteps(config: dict[str, Any], name: str, steps: int) -> tuple[float, ..
     scheduler = build_scheduler(name, config)
     scheduler.set_timesteps(steps)
     return tuple(scheduler.timesteps.tolist())
-
-
-def _require_finite(finite: bool, what: str) -> None:
-    """NaN compares as far from everything: it would pass for something new."""
-    if not finite:
-        raise BrokenCheckpoint(
-            f"the checkpoint gives {what} that are not finite under these settings; try another precision",
-            reason="SAMPLES_NOT_FINITE",
-        )

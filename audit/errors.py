@@ -60,3 +60,15 @@ class Stopped(AuditError):
 
 class WorkerLost(AuditError):
     """A worker process was killed, most often for want of memory."""
+
+
+def require_finite(finite: bool, what: str) -> None:
+    """Raises BrokenCheckpoint unless what a checkpoint gave is finite.
+
+    NaN compares as far from everything: it would pass for something new.
+    """
+    if not finite:
+        raise BrokenCheckpoint(
+            f"the checkpoint gives {what} that are not finite under these settings; try another precision",
+            reason="SAMPLES_NOT_FINITE",
+        )

@@ -27,6 +27,7 @@ NEEDED: Mapping[str, Scope] = {
     "/audit.v1.AuditService/Audit": "audit",
     "/audit.v1.AuditService/StreamAudit": "audit",
     "/audit.v1.AuditService/Screen": "audit",
+    "/audit.v1.AuditService/InspectImage": "audit",
     "/audit.v1.ReferenceService/SearchReference": "audit",
     "/audit.v1.BatchService/CreateBatch": "batch",
     "/audit.v1.BatchService/UploadBatch": "batch",

@@ -16,6 +16,7 @@ from typing import Any
 
 from audit.errors import BrokenCheckpoint
 from audit.model.memory import is_out_of_memory
+from audit.reference.images import read_upload
 from audit.v1 import audit_pb2, report_pb2
 from service import wire
 from service.access import caller
@@ -25,13 +26,15 @@ from service.config import Settings
 from service.jobs import Answer, Job
 from service.line import Line
 from service.metrics import NOT_FINITE, OUT_OF_MEMORY, Metrics
-from service.planning import Plan, Planner, ScreeningPlan
+from service.planning import InspectionPlan, Plan, Planner, ScreeningPlan
 from service.quotas import Quotas
 from service.status import OutOfMemory, QueueFull, ShuttingDown, TooLate
 from service.threads import lone_threads
 
 #: Seconds between two progress messages of one stream.
 PROGRESS_INTERVAL = 0.1
+#: Images that wait or are inspected: each is kept as it was sent.
+MOST_IMAGES = 64
 #: Seconds that refused callers are asked to wait at most.
 MOST_SECONDS = 60.0
 
@@ -94,6 +97,7 @@ class Audits:
         self._metrics = metrics
         most = settings.queue_evaluations
         self._line = Line(settings.concurrent_audits, most, "denoiser evaluations", "QUEUE_FULL", self._until_free)
+        self._images = Line(MOST_IMAGES, MOST_IMAGES, "images", "QUEUE_FULL")
         self._executor = lone_threads(settings.concurrent_audits, "audit")
         self._jobs: set[Job[Any]] = set()
         self._answers: Answers[AuditJob] = Answers()
@@ -141,7 +145,35 @@ class Audits:
         with _watched(job, object(), seconds_left):
             return await asyncio.shield(job.task)
 
-    def checkpoint_of(self, request: audit_pb2.AuditRequest | audit_pb2.ScreenRequest) -> str:
+    async def inspect(
+        self, request: audit_pb2.InspectImageRequest, seconds_left: float | None
+    ) -> audit_pb2.InspectImageResponse:
+        """Inspect an image; goes away with its caller.
+
+        Args:
+            request: as it came.
+            seconds_left: until the caller's deadline; None for ever.
+
+        Raises:
+            InvalidInput, NotFound, BrokenReference, NotLoaded, NotReady: the request cannot be served.
+            QueueFull: too much waits, or so much that the deadline would pass.
+            QuotaExceeded: the client has asked for too much.
+            TooLate: the work takes longer than there is time.
+        """
+        checkpoint = self._planner.checkpoint(request.checkpoint)
+        plan = self._planner.plan_inspection(checkpoint, request)
+        work = partial(self._inspect, request, plan)
+        place = self._images.enter()
+        try:
+            job = self._take_in(checkpoint, plan.evaluations, plan.least_evaluations, seconds_left, work)
+            with _watched(job, object(), seconds_left):
+                return await asyncio.shield(job.task)
+        finally:
+            self._images.leave(place)
+
+    def checkpoint_of(
+        self, request: audit_pb2.AuditRequest | audit_pb2.ScreenRequest | audit_pb2.InspectImageRequest
+    ) -> str:
         """The id that a request means, registered or not; "" where it had to name one and did not."""
         return self._planner.checkpoint_if_one(request.checkpoint)
 
@@ -313,6 +345,27 @@ class Audits:
             )
         )
         return response
+
+    def _inspect(
+        self,
+        request: audit_pb2.InspectImageRequest,
+        plan: InspectionPlan,
+        job: Job[audit_pb2.InspectImageResponse],
+        loaded: LoadedCheckpoint,
+    ) -> audit_pb2.InspectImageResponse:
+        """Runs in a thread."""
+        queued = job.waited()
+        self._metrics.queue_wait_seconds.observe(queued)
+        image = read_upload(request.image)
+        auditor = loaded.auditor(plan.auditor.reference)
+        with self._counting_failures(job.checkpoint), loaded.batching.lane() as lane:
+            found = auditor.inspect(
+                image, request.prompt, sampler=plan.sampler, denoiser=lane, on_progress=job.tell, check=job.check
+            )
+        for stage, seconds in found.cost.stage_seconds.items():
+            self._metrics.stage_seconds.labels(stage).observe(seconds)
+        found = replace(found, cost=replace(found.cost, queue_seconds=queued))
+        return wire.inspection_to_proto(found, request.image)
 
     @contextmanager
     def _counting_failures(self, checkpoint: str) -> Iterator[None]:

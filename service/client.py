@@ -148,6 +148,15 @@ class BasinClient:
 
         return self._patiently(once)
 
+    def inspect(self, request: audit_pb2.InspectImageRequest) -> audit_pb2.InspectImageResponse:
+        """Tell the class of an image that already exists, as a sample of a checkpoint."""
+
+        def once() -> audit_pb2.InspectImageResponse:
+            with self._errors():
+                return self._audits.InspectImage(request, timeout=self.timeout)
+
+        return self._patiently(once)
+
     def submit(
         self,
         spec: batch_pb2.BatchSpec,

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -95,6 +96,19 @@ class AuditHandlers(audit_pb2_grpc.AuditServiceServicer):
         flagged = [result.flagged for result in response.results]
         tell(flagged=flagged, evaluations=response.cost.evaluations)
         self._metrics.count_screening(checkpoint, flagged.count(True), flagged.count(False))
+        return response
+
+    async def InspectImage(
+        self, request: audit_pb2.InspectImageRequest, context: Context
+    ) -> audit_pb2.InspectImageResponse:
+        """Inspect an image."""
+        checkpoint, digest = self._audits.checkpoint_of(request), hashlib.sha256(request.image).hexdigest()
+        structlog.contextvars.bind_contextvars(checkpoint=checkpoint[:64], prompt_sha256=fingerprint(request.prompt))
+        tell(checkpoint=checkpoint[:64], reference=request.reference[:64], prompt=request.prompt, image_sha256=digest)
+        response = await self._audits.inspect(request, context.time_remaining())
+        verdict = report_pb2.Verdict.Name(response.verdict) if response.verdict else ""
+        tell(verdict=verdict, confidence=round(response.confidence, 4), evaluations=response.cost.evaluations)
+        self._metrics.count_inspection(checkpoint, verdict)
         return response
 
     @contextmanager

@@ -16,6 +16,7 @@ from audit.errors import InvalidInput, Stopped
 from audit.evidence.screening import EVALUATIONS as SCREENING
 from audit.model.checkpoint import Checkpoint
 from audit.model.loading import load_checkpoint
+from audit.reference.images import read_upload
 from audit.reference.reference_set import ReferenceSet
 from audit.v1 import audit_pb2, report_pb2
 from audit.verdict.calibration import Calibration
@@ -91,6 +92,16 @@ class LocalAudits:
         response.cost.evaluations = response.cost.screening_evaluations = SCREENING * len(found)
         response.cost.compute_seconds = time.perf_counter() - start
         return response
+
+    def inspect(self, request: audit_pb2.InspectImageRequest) -> audit_pb2.InspectImageResponse:
+        """Inspect an image; see `audit.auditor.Auditor.inspect`."""
+        found = self._auditor.inspect(
+            read_upload(request.image),
+            request.prompt,
+            sampler=self._auditor.resolve_sampler(**wire.sampler_overrides(request.sampler)),
+            check=self._check,
+        )
+        return wire.inspection_to_proto(found, request.image)
 
     def _check(self) -> None:
         if self._closed.is_set():

@@ -101,6 +101,11 @@ class Metrics:
             "Prompts screened, by checkpoint and whether they were flagged.",
             ("checkpoint", "flagged"),
         )
+        self._inspected = counter(
+            "basin_inspected_images_total",
+            "Images inspected, by checkpoint and verdict (empty where nothing told).",
+            ("checkpoint", "verdict"),
+        )
         self.audit_seconds = histogram(
             "basin_audit_seconds", "Seconds that finished audits took, without waiting.", buckets=_SECONDS
         )
@@ -231,6 +236,8 @@ class Metrics:
             self.evaluations_saved.labels(checkpoint)
             for flagged in ("true", "false"):
                 self._screened.labels(checkpoint, flagged)
+            for told in (*CLASSES, ""):
+                self._inspected.labels(checkpoint, told)
             self._calibration_time.labels(checkpoint)
             for kind in (NOT_FINITE, OUT_OF_MEMORY):
                 self.model_failures.labels(checkpoint, kind)
@@ -284,6 +291,10 @@ class Metrics:
         """Count the prompts of a screening that was answered."""
         self._screened.labels(checkpoint, "true").inc(flagged)
         self._screened.labels(checkpoint, "false").inc(passed)
+
+    def count_inspection(self, checkpoint: str, verdict: str) -> None:
+        """Count an inspection that was answered; without a verdict nothing told."""
+        self._inspected.labels(checkpoint, verdict).inc()
 
     def set_calibration(self, checkpoint: str, digest: str, made: datetime | None) -> None:
         """Tell which calibration a loaded checkpoint is judged by; no digest for the built-in defaults."""

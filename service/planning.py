@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from audit import inspection
 from audit.auditor import Auditor
 from audit.budget import Budget
 from audit.errors import InvalidInput
@@ -13,7 +14,7 @@ from audit.v1 import audit_pb2
 from service import wire
 from service.checkpoints import CheckpointRegistry
 from service.config import Settings
-from service.references import ReferenceRegistry
+from service.references import ReferenceRegistry, check_upload
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,16 @@ class ScreeningPlan:
     sampler: SamplerSettings
     definition_samples: int
     evaluations: int
+
+
+@dataclass(frozen=True)
+class InspectionPlan:
+    """What an inspection takes; as in `Plan`."""
+
+    auditor: Auditor
+    sampler: SamplerSettings
+    evaluations: int
+    least_evaluations: int
 
 
 class Planner:
@@ -143,6 +154,25 @@ class Planner:
             budget.definition_samples = request.definition_samples
         plan = self.plan(checkpoint, "", request.sampler, budget)
         return ScreeningPlan(plan.sampler, plan.budget.definition_samples, SCREENING * len(request.prompts))
+
+    def plan_inspection(self, checkpoint: str, request: audit_pb2.InspectImageRequest) -> InspectionPlan:
+        """What an inspection takes. The image is decoded later.
+
+        Args:
+            checkpoint: id of a registered one.
+            request: as it came.
+
+        Raises:
+            InvalidInput, NotFound, BrokenReference, NotLoaded, NotReady: the request cannot be served.
+        """
+        check_upload(request.image, self._limits.image_bytes)
+        if request.prompt:
+            self.check_prompt(request.prompt)
+        draws = audit_pb2.BudgetOptions(seeds=inspection.DRAWS, minimum_seeds=inspection.DRAWS, curvature="off")
+        plan = self.plan(checkpoint, request.reference, request.sampler, draws)
+        least, most = inspection.planned_evaluations(plan.auditor, plan.sampler, prompted=bool(request.prompt))
+        _bound("sampler", "EVALUATIONS_OVER_LIMIT", most, self._limits.evaluations, "denoiser evaluations")
+        return InspectionPlan(plan.auditor, plan.sampler, most, least)
 
     def _check_length(self, text: str, field: str) -> None:
         _bound(field, "PROMPT_TOO_LONG", len(text), self._limits.prompt_characters, "characters")

@@ -124,20 +124,29 @@ class ReferenceRegistry:
         return reference
 
 
+def check_upload(image: bytes, image_bytes: int) -> None:
+    """Refuse an uploaded image that is out of bounds before it is decoded.
+
+    Raises:
+        InvalidInput: there is none, or it has more than `image_bytes`.
+    """
+    if not image:
+        raise InvalidInput("there is no image", reason="IMAGE_EMPTY", field="image")
+    if len(image) > image_bytes:
+        raise InvalidInput(
+            f"the image has {len(image)} bytes, at most {image_bytes} are read",
+            reason="IMAGE_TOO_LARGE",
+            field="image",
+        )
+
+
 def check_search(request: reference_pb2.SearchReferenceRequest, image_bytes: int) -> None:
     """Refuse a search that is out of bounds before anything is decoded.
 
     Raises:
         InvalidInput: there is no image, or it has more than `image_bytes`, or too many hits are wanted.
     """
-    if not request.image:
-        raise InvalidInput("there is no image", reason="IMAGE_EMPTY", field="image")
-    if len(request.image) > image_bytes:
-        raise InvalidInput(
-            f"the image has {len(request.image)} bytes, at most {image_bytes} are read",
-            reason="IMAGE_TOO_LARGE",
-            field="image",
-        )
+    check_upload(request.image, image_bytes)
     if not 0 <= request.limit <= MAX_HITS:
         raise InvalidInput(
             f"limit must be in [0, {MAX_HITS}], not {request.limit}", reason="LIMIT_OUT_OF_RANGE", field="limit"

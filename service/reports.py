@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
 
-from audit.v1 import report_pb2
+from audit.v1 import audit_pb2, report_pb2
 
 
 def report_to_json(report: report_pb2.Report) -> str:
@@ -15,7 +16,12 @@ def report_to_json(report: report_pb2.Report) -> str:
     Plain fields are always there, also when they are empty; 64-bit integers and infinities are strings, as the
     mapping has it.
     """
-    content = MessageToDict(report, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    return message_to_json(report)
+
+
+def message_to_json(message: Message) -> str:
+    """Any message, likewise."""
+    content = MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
     return json.dumps(content, ensure_ascii=False)
 
 
@@ -53,7 +59,7 @@ def without_texts(report: report_pb2.Report) -> report_pb2.Report:
     return copy
 
 
-def confidence(report: report_pb2.Report) -> str:
+def confidence(report: report_pb2.Report | audit_pb2.InspectImageResponse) -> str:
     """The confidence in words for people: in percent, never quite certain, and a guess called a guess."""
     percent = ">99%" if report.confidence >= 0.995 else f"{report.confidence:.0%}"
     return f"{percent} sure" if report.decided else f"{percent} sure (a guess)"

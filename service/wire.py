@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -14,13 +15,15 @@ from audit.auditor import Auditor
 from audit.budget import Budget
 from audit.evidence import attribution, curvature, localization, stability
 from audit.evidence.explanation import Explanation
+from audit.evidence.neighbors import Neighbors
+from audit.inspection import Inspection
 from audit.model.sampling import SamplerSettings
 from audit.reference.images import encode_png
-from audit.report import Report
+from audit.report import Cost, ReferenceUsed, Report
 from audit.v1 import audit_pb2, report_pb2
 from audit.verdict import calibration, decision
 from audit.verdict.estimators import shipped
-from audit.verdict.rule import CLASSES
+from audit.verdict.rule import CLASSES, DEFINITION_SAMPLES
 from audit.version import basin_version
 
 #: In the order of `CLASSES`.
@@ -62,22 +65,19 @@ def report_to_proto(report: Report) -> report_pb2.Report:
         samples=[_sample(report, index, pictures) for index in range(len(report.seeds))],
         measurements=[measurement(one) for one in decided.measurements],
         explanation=None if report.explanation is None else _explanation(report.explanation),
-        subject=_subject(report),
-        cost=report_pb2.Cost(
-            evaluations=report.cost.evaluations,
-            screening_evaluations=report.cost.screening_evaluations,
-            sampling_evaluations=report.cost.sampling_evaluations,
-            curvature_evaluations=report.cost.curvature_evaluations,
-            explaining_evaluations=report.cost.explaining_evaluations,
-            queue_seconds=report.cost.queue_seconds,
-            compute_seconds=report.cost.compute_seconds,
-            stage_seconds=report.cost.stage_seconds,
-        ),
-        provenance=report_pb2.Provenance(
-            basin_version=basin_version(), libraries=report.libraries, device=report.device
-        ),
+        subject=_subject(report, decided.delta_m, decided.delta_s),
+        cost=_cost(report.cost),
+        provenance=_provenance(report),
     )
-    message.provenance.finish_time.FromDatetime(report.finished)
+    message.subject.definition_samples = report.budget.definition_samples
+    message.subject.budget.MergeFrom(
+        report_pb2.Budget(
+            seeds=report.budget.seeds,
+            minimum_seeds=report.budget.minimum_seeds,
+            first_seed=report.budget.first_seed,
+            curvature=report.budget.curvature.method,
+        )
+    )
     return message
 
 
@@ -165,6 +165,47 @@ def screening_to_proto(
     return response
 
 
+def inspection_to_proto(found: Inspection, image: bytes) -> audit_pb2.InspectImageResponse:
+    """What was found about an image, as its message.
+
+    Args:
+        found: of the image.
+        image: the file that it came in.
+    """
+    basin, probabilities = found.basin, found.probabilities
+    shares = None if probabilities is None else dict(zip(CLASSES, probabilities, strict=True))
+    message = audit_pb2.InspectImageResponse(
+        verdict=report_pb2.VERDICT_UNSPECIFIED if found.verdict is None else VERDICTS[CLASSES.index(found.verdict)],
+        confidence=found.confidence,
+        decided=found.decided,
+        probabilities=None if shares is None else report_pb2.ClassValues(**shares),
+        reasons=found.reasons,
+        reconstruction_distance=found.reconstruction_distance,
+        nearest_reference=_neighbor(found.neighbors, found.reference, 0, None),
+        nearest_clip=_clip_neighbor(found.neighbors, found.reference, 0),
+        measurements=[measurement(one) for one in found.measurements],
+        basin=audit_pb2.BasinEvidence(
+            found=basin.found,
+            critical_time=basin.critical_time,
+            noise_time=basin.noise_time,
+            log_volume=basin.log_volume,
+            levels=[
+                audit_pb2.BasinLevel(timestep=int(timestep), recovery=share)
+                for timestep, share in zip(basin.timesteps, basin.recovery, strict=True)
+                if not np.isnan(share)
+            ],
+        ),
+        sample_distances=found.draw_distance.tolist(),
+        prompt=found.prompt,
+        image_digest=f"sha256:{hashlib.sha256(image).hexdigest()}",
+        subject=_subject(found, found.delta_m, found.delta_s),
+        cost=_cost(found.cost),
+        provenance=_provenance(found),
+    )
+    message.subject.definition_samples = DEFINITION_SAMPLES
+    return message
+
+
 def measurement(found: decision.Measurement) -> report_pb2.Measurement:
     """A measurement with what is ordinary."""
     low, high = found.ordinary or (None, None)
@@ -188,29 +229,30 @@ def _interval(interval: decision.Interval) -> report_pb2.Interval:
     return report_pb2.Interval(estimate=interval.estimate, lower=interval.lower, upper=interval.upper)
 
 
-def _neighbor(report: Report, index: int, pictures: _Pictures) -> report_pb2.Neighbor | None:
-    """The nearest reference of a sample; None when nothing was searched."""
-    if report.evidence.neighbors is None or report.reference is None:
+def _neighbor(
+    neighbors: Neighbors | None, reference: ReferenceUsed | None, index: int, pictures: _Pictures | None
+) -> report_pb2.Neighbor | None:
+    """The nearest reference of an image; None when nothing was searched."""
+    if neighbors is None or reference is None:
         return None
-    found = int(report.evidence.neighbors.index[index])
+    found = int(neighbors.index[index])
     return report_pb2.Neighbor(
         index=found,
-        caption=report.reference.captions[found],
-        distance=report.evidence.neighbors.distance[index],
-        original_distance=report.evidence.neighbors.original_distance[index],
-        image=pictures.reference(found),
+        caption=reference.captions[found],
+        distance=neighbors.distance[index],
+        original_distance=neighbors.original_distance[index],
+        image=None if pictures is None else pictures.reference(found),
     )
 
 
-def _clip_neighbor(report: Report, index: int) -> report_pb2.ClipNeighbor | None:
-    neighbors = report.evidence.neighbors
-    if report.reference is None or neighbors is None:
-        return None
-    if neighbors.clip_index is None or neighbors.clip_similarity is None:
+def _clip_neighbor(
+    neighbors: Neighbors | None, reference: ReferenceUsed | None, index: int
+) -> report_pb2.ClipNeighbor | None:
+    if reference is None or neighbors is None or neighbors.clip_index is None or neighbors.clip_similarity is None:
         return None
     found = int(neighbors.clip_index[index])
     return report_pb2.ClipNeighbor(
-        index=found, caption=report.reference.captions[found], similarity=neighbors.clip_similarity[index]
+        index=found, caption=reference.captions[found], similarity=neighbors.clip_similarity[index]
     )
 
 
@@ -220,7 +262,7 @@ def _mode(report: Report, mode: stability.Mode, pictures: _Pictures) -> report_p
         seeds=[report.seeds[member] for member in mode.members],
         share=mode.share,
         verdict=VERDICTS[report.decision.sample_classes[center]],
-        nearest_reference=_neighbor(report, center, pictures),
+        nearest_reference=_neighbor(report.evidence.neighbors, report.reference, center, pictures),
     )
 
 
@@ -229,8 +271,8 @@ def _sample(report: Report, index: int, pictures: _Pictures) -> report_pb2.Sampl
         seed=report.seeds[index],
         verdict=VERDICTS[report.decision.sample_classes[index]],
         mode=int(report.evidence.stability.mode_of[index]),
-        nearest_reference=_neighbor(report, index, pictures),
-        nearest_clip=_clip_neighbor(report, index),
+        nearest_reference=_neighbor(report.evidence.neighbors, report.reference, index, pictures),
+        nearest_clip=_clip_neighbor(report.evidence.neighbors, report.reference, index),
         nearest_sample_seed=report.seeds[int(report.evidence.stability.nearest_sample[index])],
         nearest_sample_distance=report.evidence.stability.nearest_sample_distance[index],
         image=pictures.sample(index),
@@ -277,7 +319,26 @@ def _explanation(found: Explanation) -> report_pb2.Explanation:
     )
 
 
-def _subject(report: Report) -> report_pb2.Subject:
+def _cost(cost: Cost) -> report_pb2.Cost:
+    return report_pb2.Cost(
+        evaluations=cost.evaluations,
+        screening_evaluations=cost.screening_evaluations,
+        sampling_evaluations=cost.sampling_evaluations,
+        curvature_evaluations=cost.curvature_evaluations,
+        explaining_evaluations=cost.explaining_evaluations,
+        queue_seconds=cost.queue_seconds,
+        compute_seconds=cost.compute_seconds,
+        stage_seconds=cost.stage_seconds,
+    )
+
+
+def _provenance(report: Report | Inspection) -> report_pb2.Provenance:
+    message = report_pb2.Provenance(basin_version=basin_version(), libraries=report.libraries, device=report.device)
+    message.finish_time.FromDatetime(report.finished)
+    return message
+
+
+def _subject(report: Report | Inspection, delta_m: float, delta_s: float) -> report_pb2.Subject:
     sampler, reference = report.sampler, report.reference
     message = report_pb2.Subject(
         checkpoint=report.checkpoint_name,
@@ -292,17 +353,10 @@ def _subject(report: Report) -> report_pb2.Subject:
             width=sampler.width,
             eta=sampler.eta,
         ),
-        definition_samples=report.budget.definition_samples,
-        budget=report_pb2.Budget(
-            seeds=report.budget.seeds,
-            minimum_seeds=report.budget.minimum_seeds,
-            first_seed=report.budget.first_seed,
-            curvature=report.budget.curvature.method,
-        ),
         calibration=calibration_info(report.calibration, report.calibration_fits),
     )
-    message.calibration.delta_m = report.decision.delta_m
-    message.calibration.delta_s = report.decision.delta_s
+    message.calibration.delta_m = delta_m
+    message.calibration.delta_s = delta_s
     if reference is not None:
         message.reference = reference.name
         message.reference_digest = reference.digest

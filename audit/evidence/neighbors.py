@@ -126,6 +126,35 @@ class NeighborFinder:
             clip_similarity=None if clip is None else clip[0][:, 0].astype(np.float64),
         )
 
+    def find_existing(self, images: Tensor, rebuilt: Tensor) -> Neighbors:
+        """Nearest reference of images that need not be samples.
+
+        An image that is a sample is compared as it is; any other one after the trip, as references are: whichever is
+        nearer counts. `original_distance` is from the image as it is. Candidates are those near to either.
+
+        Args:
+            images: (n, channels, height, width) in [-1, 1].
+            rebuilt: D(E(images)), likewise.
+        """
+        own = self.reference.vectors(images)
+        candidates = np.concatenate(
+            [self.reference.search_pixels(each, CANDIDATES)[1] for each in (images, rebuilt)], 1
+        )
+        references = self.reconstruct([int(i) for i in candidates.flatten()]).reshape(*candidates.shape, -1)
+        vectors = torch.stack([own, self.reference.vectors(rebuilt)])[:, :, None]
+        distances = (references - vectors).double().norm(dim=3).amin(0).numpy()
+        best, rows = distances.argmin(1), np.arange(len(images))
+        index = candidates[rows, best]
+        stored = self.reference.vectors(self.reference.reference_images(index.tolist()))
+        clip = self.reference.search_clip(images, 1)
+        return Neighbors(
+            index=index,
+            distance=distances[rows, best],
+            original_distance=(stored - own).double().norm(dim=1).numpy(),
+            clip_index=None if clip is None else clip[1][:, 0],
+            clip_similarity=None if clip is None else clip[0][:, 0].astype(np.float64),
+        )
+
     def between_references(self, indices: Sequence[int]) -> NDArray[np.float64]:
         """Distance of reference images, after reconstruction, to the nearest other one, (len(indices),).
 

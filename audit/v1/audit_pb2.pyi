@@ -89,6 +89,78 @@ class ScreenResult(_message.Message):
     fractions: _report_pb2.ClassValues
     def __init__(self, prompt: _Optional[str] = ..., flagged: _Optional[bool] = ..., recurring_probability: _Optional[float] = ..., probabilities: _Optional[_Union[_report_pb2.ClassValues, _Mapping]] = ..., measurements: _Optional[_Iterable[_Union[_report_pb2.Measurement, _Mapping]]] = ..., fractions: _Optional[_Union[_report_pb2.ClassValues, _Mapping]] = ...) -> None: ...
 
+class InspectImageRequest(_message.Message):
+    __slots__ = ("image", "prompt", "checkpoint", "reference", "sampler")
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    SAMPLER_FIELD_NUMBER: _ClassVar[int]
+    image: bytes
+    prompt: str
+    checkpoint: str
+    reference: str
+    sampler: SamplerOptions
+    def __init__(self, image: _Optional[bytes] = ..., prompt: _Optional[str] = ..., checkpoint: _Optional[str] = ..., reference: _Optional[str] = ..., sampler: _Optional[_Union[SamplerOptions, _Mapping]] = ...) -> None: ...
+
+class InspectImageResponse(_message.Message):
+    __slots__ = ("verdict", "confidence", "decided", "probabilities", "reasons", "reconstruction_distance", "nearest_reference", "nearest_clip", "measurements", "basin", "sample_distances", "prompt", "image_digest", "subject", "cost", "provenance")
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    DECIDED_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
+    REASONS_FIELD_NUMBER: _ClassVar[int]
+    RECONSTRUCTION_DISTANCE_FIELD_NUMBER: _ClassVar[int]
+    NEAREST_REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    NEAREST_CLIP_FIELD_NUMBER: _ClassVar[int]
+    MEASUREMENTS_FIELD_NUMBER: _ClassVar[int]
+    BASIN_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_DISTANCES_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    COST_FIELD_NUMBER: _ClassVar[int]
+    PROVENANCE_FIELD_NUMBER: _ClassVar[int]
+    verdict: _report_pb2.Verdict
+    confidence: float
+    decided: bool
+    probabilities: _report_pb2.ClassValues
+    reasons: _containers.RepeatedScalarFieldContainer[str]
+    reconstruction_distance: float
+    nearest_reference: _report_pb2.Neighbor
+    nearest_clip: _report_pb2.ClipNeighbor
+    measurements: _containers.RepeatedCompositeFieldContainer[_report_pb2.Measurement]
+    basin: BasinEvidence
+    sample_distances: _containers.RepeatedScalarFieldContainer[float]
+    prompt: str
+    image_digest: str
+    subject: _report_pb2.Subject
+    cost: _report_pb2.Cost
+    provenance: _report_pb2.Provenance
+    def __init__(self, verdict: _Optional[_Union[_report_pb2.Verdict, str]] = ..., confidence: _Optional[float] = ..., decided: _Optional[bool] = ..., probabilities: _Optional[_Union[_report_pb2.ClassValues, _Mapping]] = ..., reasons: _Optional[_Iterable[str]] = ..., reconstruction_distance: _Optional[float] = ..., nearest_reference: _Optional[_Union[_report_pb2.Neighbor, _Mapping]] = ..., nearest_clip: _Optional[_Union[_report_pb2.ClipNeighbor, _Mapping]] = ..., measurements: _Optional[_Iterable[_Union[_report_pb2.Measurement, _Mapping]]] = ..., basin: _Optional[_Union[BasinEvidence, _Mapping]] = ..., sample_distances: _Optional[_Iterable[float]] = ..., prompt: _Optional[str] = ..., image_digest: _Optional[str] = ..., subject: _Optional[_Union[_report_pb2.Subject, _Mapping]] = ..., cost: _Optional[_Union[_report_pb2.Cost, _Mapping]] = ..., provenance: _Optional[_Union[_report_pb2.Provenance, _Mapping]] = ...) -> None: ...
+
+class BasinEvidence(_message.Message):
+    __slots__ = ("found", "critical_time", "noise_time", "log_volume", "levels")
+    FOUND_FIELD_NUMBER: _ClassVar[int]
+    CRITICAL_TIME_FIELD_NUMBER: _ClassVar[int]
+    NOISE_TIME_FIELD_NUMBER: _ClassVar[int]
+    LOG_VOLUME_FIELD_NUMBER: _ClassVar[int]
+    LEVELS_FIELD_NUMBER: _ClassVar[int]
+    found: bool
+    critical_time: int
+    noise_time: int
+    log_volume: float
+    levels: _containers.RepeatedCompositeFieldContainer[BasinLevel]
+    def __init__(self, found: _Optional[bool] = ..., critical_time: _Optional[int] = ..., noise_time: _Optional[int] = ..., log_volume: _Optional[float] = ..., levels: _Optional[_Iterable[_Union[BasinLevel, _Mapping]]] = ...) -> None: ...
+
+class BasinLevel(_message.Message):
+    __slots__ = ("timestep", "recovery")
+    TIMESTEP_FIELD_NUMBER: _ClassVar[int]
+    RECOVERY_FIELD_NUMBER: _ClassVar[int]
+    timestep: int
+    recovery: float
+    def __init__(self, timestep: _Optional[int] = ..., recovery: _Optional[float] = ...) -> None: ...
+
 class Progress(_message.Message):
     __slots__ = ("stage", "evaluations", "planned_evaluations", "queue_position")
     STAGE_FIELD_NUMBER: _ClassVar[int]

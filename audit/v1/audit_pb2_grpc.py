@@ -50,6 +50,11 @@ class AuditServiceStub:
                 request_serializer=audit_dot_v1_dot_audit__pb2.ScreenRequest.SerializeToString,
                 response_deserializer=audit_dot_v1_dot_audit__pb2.ScreenResponse.FromString,
                 _registered_method=True)
+        self.InspectImage = channel.unary_unary(
+                '/audit.v1.AuditService/InspectImage',
+                request_serializer=audit_dot_v1_dot_audit__pb2.InspectImageRequest.SerializeToString,
+                response_deserializer=audit_dot_v1_dot_audit__pb2.InspectImageResponse.FromString,
+                _registered_method=True)
 
 
 class AuditServiceServicer:
@@ -77,6 +82,13 @@ class AuditServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def InspectImage(self, request, context):
+        """Tells the class of an image that already exists, as a sample of a checkpoint.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AuditServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +106,11 @@ def add_AuditServiceServicer_to_server(servicer, server):
                     servicer.Screen,
                     request_deserializer=audit_dot_v1_dot_audit__pb2.ScreenRequest.FromString,
                     response_serializer=audit_dot_v1_dot_audit__pb2.ScreenResponse.SerializeToString,
+            ),
+            'InspectImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.InspectImage,
+                    request_deserializer=audit_dot_v1_dot_audit__pb2.InspectImageRequest.FromString,
+                    response_serializer=audit_dot_v1_dot_audit__pb2.InspectImageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +195,33 @@ class AuditService:
             '/audit.v1.AuditService/Screen',
             audit_dot_v1_dot_audit__pb2.ScreenRequest.SerializeToString,
             audit_dot_v1_dot_audit__pb2.ScreenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def InspectImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/audit.v1.AuditService/InspectImage',
+            audit_dot_v1_dot_audit__pb2.InspectImageRequest.SerializeToString,
+            audit_dot_v1_dot_audit__pb2.InspectImageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,8 @@ class AuditServiceStub:
     """Audits one prompt and tells how far it is; the last message holds the report. Cancelling the call stops the work."""
     Screen: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ScreenRequest, _audit_pb2.ScreenResponse]
     """Screens many prompts on pure noise, without drawing an image: a few evaluations each."""
+    InspectImage: _grpc.UnaryUnaryMultiCallable[_audit_pb2.InspectImageRequest, _audit_pb2.InspectImageResponse]
+    """Tells the class of an image that already exists, as a sample of a checkpoint."""
 
 @_typing.type_check_only
 class AuditServiceAsyncStub(AuditServiceStub):
@@ -51,6 +53,8 @@ class AuditServiceAsyncStub(AuditServiceStub):
     """Audits one prompt and tells how far it is; the last message holds the report. Cancelling the call stops the work."""
     Screen: _aio.UnaryUnaryMultiCallable[_audit_pb2.ScreenRequest, _audit_pb2.ScreenResponse]  # type: ignore[assignment]
     """Screens many prompts on pure noise, without drawing an image: a few evaluations each."""
+    InspectImage: _aio.UnaryUnaryMultiCallable[_audit_pb2.InspectImageRequest, _audit_pb2.InspectImageResponse]  # type: ignore[assignment]
+    """Tells the class of an image that already exists, as a sample of a checkpoint."""
 
 class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
     """Audits prompts."""
@@ -78,5 +82,13 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_audit_pb2.ScreenResponse, _abc.Awaitable[_audit_pb2.ScreenResponse]]:
         """Screens many prompts on pure noise, without drawing an image: a few evaluations each."""
+
+    @_abc_1.abstractmethod
+    def InspectImage(
+        self,
+        request: _audit_pb2.InspectImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.InspectImageResponse, _abc.Awaitable[_audit_pb2.InspectImageResponse]]:
+        """Tells the class of an image that already exists, as a sample of a checkpoint."""
 
 def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -403,6 +403,13 @@ ROWS: dict[str, list[Panel]] = {
             stacked=True,
         ),
         Panel(
+            "Inspected images",
+            "Images inspected as samples of a checkpoint, a second, by verdict; none where nothing told.",
+            [rate("basin_inspected_images_total", CHECKPOINT, "checkpoint, verdict")],
+            "reqps",
+            stacked=True,
+        ),
+        Panel(
             "Shares of verdicts in an hour",
             "The last hour of each checkpoint, and the day before it.",
             [

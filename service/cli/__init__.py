@@ -16,6 +16,7 @@ from service.cli import (
     calibrating,
     comparing,
     demonstration,
+    inspecting,
     operating,
     phase,
     prompts,
@@ -39,6 +40,7 @@ app.command()(serving.serve)
 app.command()(operating.health)
 app.command()(operating.token)
 app.command()(audits.audit)
+app.command()(inspecting.inspect)
 app.command()(calibrating.calibrate)
 app.command()(benchmarking.bench)
 for command in (remote.submit, remote.status, remote.results, remote.cancel):

@@ -37,6 +37,10 @@ class Source(Protocol):
         """Screen prompts."""
         ...
 
+    def inspect(self, request: audit_pb2.InspectImageRequest) -> audit_pb2.InspectImageResponse:
+        """Inspect an image."""
+        ...
+
     def close(self) -> None:
         """Stop what is in flight."""
         ...
@@ -114,15 +118,11 @@ def audit(
         from service.contact_sheet import check_contact_sheet
 
         check_contact_sheet(len(requests), image)
+    options.check_where(context, local=local, timeout=timeout, device=device, dtype=dtype)
     if local:
-        source_of_server = context.get_parameter_source("server")
-        if (source_of_server is not None and source_of_server.name == "COMMANDLINE") or timeout is not None:
-            raise InvalidInput("--local audits without a server", reason="FLAGS_CONFLICT", field="local")
         with messages().status("loading the checkpoint"):
             source, in_flight = open_local(checkpoint, reference, device, dtype), 1
     else:
-        if device or dtype:
-            raise InvalidInput("--device and --dtype need --local", reason="FLAGS_CONFLICT", field="device")
         source, in_flight = open_server(server or options.DEFAULT_SERVER, timeout, len(requests))
     if depth is options.Depth.SCREEN:
         with closing(source):

@@ -24,6 +24,19 @@ BUDGET = "Budget"
 RAY = "Ray"
 
 
+def check_where(context: typer.Context, *, local: bool, timeout: float | None, device: str, dtype: str) -> None:
+    """Refuse flags of a server with --local, and flags of --local without it.
+
+    Raises:
+        InvalidInput: there are some.
+    """
+    source = context.get_parameter_source("server")
+    if local and ((source is not None and source.name == "COMMANDLINE") or timeout is not None):
+        raise InvalidInput("--local audits without a server", reason="FLAGS_CONFLICT", field="local")
+    if not local and (device or dtype):
+        raise InvalidInput("--device and --dtype need --local", reason="FLAGS_CONFLICT", field="device")
+
+
 def client(server: str, *, timeout: float | None = None) -> BasinClient:
     """A client of a server, with the token and the certificates that the environment names.
 
@@ -130,7 +143,7 @@ def requested(flags: Mapping[str, Any], **subject: Any) -> audit_pb2.AuditReques
     """The sampler and the budget that the flags above ask for, in a request about a subject.
 
     Args:
-        flags: values by the names of a command's parameters; None means not given.
+        flags: values by the names of a command's parameters; None means not given. Not all commands have a budget.
         subject: other fields of the request.
 
     Raises:
@@ -140,9 +153,9 @@ def requested(flags: Mapping[str, Any], **subject: Any) -> audit_pb2.AuditReques
     request = audit_pb2.AuditRequest()
     sampler = {name: flags[name] for name in ("scheduler", "steps", "guidance", "negative_prompt", "eta")}
     sampler |= {"height": sides and sides[0], "width": sides and sides[1]}
-    budget = {name: flags[name] for name in ("seeds", "minimum_seeds", "definition_samples", "curvature")}
+    budget = {name: flags.get(name) for name in ("seeds", "minimum_seeds", "definition_samples", "curvature")}
     for message, values in (
-        (request, subject), (request.sampler, sampler), (request.budget, budget | {"first_seed": flags["seed"]}),
+        (request, subject), (request.sampler, sampler), (request.budget, budget | {"first_seed": flags.get("seed")}),
     ):  # fmt: skip
         for name, value in values.items():
             if value is not None:

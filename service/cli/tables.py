@@ -83,7 +83,37 @@ def print_screened(console: Console, found: Sequence[audit_pb2.ScreenResponse]) 
     )
 
 
-def print_reasons(console: Console, report: report_pb2.Report) -> None:
+def print_inspection(console: Console, name: str, found: audit_pb2.InspectImageResponse) -> None:
+    """Print what was found about an image, and why.
+
+    Args:
+        console: to print to.
+        name: of the image.
+        found: about it.
+    """
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), expand=False)
+    table.add_column("image", ratio=1, min_width=12)
+    table.add_column("verdict")
+    for column in (*MARKS, "nearest", "basin up to", "NFE", "seconds"):
+        table.add_column(column, justify="right")
+    chances = [
+        f"{getattr(found.probabilities, column):.2f}" if found.HasField("probabilities") else "–" for column in MARKS
+    ]
+    nearest = found.nearest_reference
+    table.add_row(
+        Text(name),
+        _verdict(found) if found.verdict else Text("none"),
+        *chances,
+        f"{nearest.index}, at {nearest.distance:.2f}" if found.HasField("nearest_reference") else "–",
+        str(found.basin.critical_time) if found.basin.found else "no basin",
+        f"{found.cost.evaluations:,}",
+        f"{found.cost.compute_seconds:.1f}",
+    )
+    console.print(table)
+    print_reasons(console, found)
+
+
+def print_reasons(console: Console, report: report_pb2.Report | audit_pb2.InspectImageResponse) -> None:
     """Print why, a sentence a line."""
     lines = Table.grid(padding=(0, 1, 0, 1))
     for reason in report.reasons:
@@ -128,7 +158,7 @@ def mark(name: str) -> Text:
     return Text(f"{shape} {name}", style=colour)
 
 
-def _verdict(report: report_pb2.Report) -> Text:
+def _verdict(report: report_pb2.Report | audit_pb2.InspectImageResponse) -> Text:
     style = "default" if report.decided else "dim"
     return mark(report_pb2.Verdict.Name(report.verdict)).append(f"\n{confidence(report)}", style=style)
 

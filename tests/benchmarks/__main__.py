@@ -27,6 +27,7 @@ NAMES = (
     "overload",
     "service",
     "cold_start",
+    "inspections",
 )
 OUT = Path(__file__).parents[2] / "docs" / "benchmarks"
 

@@ -76,6 +76,9 @@ def good(method: str, batch: str) -> Message:
     return {
         "Audit": audit,
         "Screen": audit_pb2.ScreenRequest(prompts=["x", "y"], checkpoint="demo", sampler=audit.sampler),
+        "InspectImage": audit_pb2.InspectImageRequest(
+            image=image.getvalue(), prompt="x", checkpoint="demo", reference="demo", sampler=audit.sampler
+        ),
         "StreamAudit": audit_pb2.StreamAuditRequest(audit=audit),
         "CreateBatch": batch_pb2.CreateBatchRequest(spec=spec, prompts=prompts),
         "UploadBatch": batch_pb2.UploadBatchRequest(header=batch_pb2.UploadBatchHeader(spec=spec)),
