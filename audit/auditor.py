@@ -27,7 +27,7 @@ from audit.evidence.smoothed import measure_smoothed_trace
 from audit.inspection import Inspection, inspect
 from audit.limits import MAX_IMAGE_SIDE, MAX_PROMPT_CHARACTERS
 from audit.model.checkpoint import Checkpoint
-from audit.model.denoiser import Condition, Denoiser, MeteredDenoiser, concatenate
+from audit.model.denoiser import Condition, Denoiser, concatenate
 from audit.model.memory import in_halves
 from audit.model.sampling import SCHEDULERS, SamplerSettings, build_scheduler
 from audit.reference.images import in_chunks, pixel_vectors, to_bytes
@@ -346,6 +346,7 @@ class Auditor:
         sampler: SamplerSettings | None = None,
         definition_samples: int = 512,
         denoiser: Denoiser | None = None,
+        on_progress: Callable[[Progress], None] = lambda progress: None,
         check: Callable[[], None] = lambda: None,
     ) -> list[Screened]:
         """Screen prompts on pure noise, in shared batches: `SCREENING` evaluations each, and no image.
@@ -355,6 +356,7 @@ class Auditor:
             sampler: from `resolve_sampler`, which decides the size and whether the calibration fits.
             definition_samples: N.
             denoiser: stands in for the checkpoint's own.
+            on_progress: called at every stage and before every denoiser call.
             check: called before every denoiser call; raises to stop there.
 
         Raises:
@@ -364,11 +366,13 @@ class Auditor:
         """
         sampler = sampler or self.resolve_sampler()
         conditions = concatenate([self.check_prompt(prompt) for prompt in prompts])
-        meter = MeteredDenoiser(denoiser or self.checkpoint.denoiser, check)
-        found = self.screen_at(sampler, meter.inner).measure(meter, conditions)
+        work = Work(denoiser or self.checkpoint.denoiser, SCREENING * len(prompts), on_progress, check)
+        with work.stage("screening"):
+            found = self.screen_at(sampler, work.denoiser.inner).measure(work.denoiser, conditions)
         require_finite(all(bool(np.isfinite(one.contrast).all()) for one in found), "predictions")
         fits = self.calibration.fits(self.checkpoint.digest, sampler)
-        return [screen(one, self.calibration, definition_samples=definition_samples, fits=fits) for one in found]
+        with work.stage("concluding"):
+            return [screen(one, self.calibration, definition_samples=definition_samples, fits=fits) for one in found]
 
     def inspect(
         self,

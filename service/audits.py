@@ -330,6 +330,7 @@ class Audits:
                 sampler=plan.sampler,
                 definition_samples=plan.definition_samples,
                 denoiser=lane,
+                on_progress=job.tell,
                 check=job.check,
             )
         seconds = time.perf_counter() - start

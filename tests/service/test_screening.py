@@ -109,3 +109,11 @@ def test_the_audit_log_has_digests(launch: Callable[..., Client], prompts: list[
     assert len(line["prompts_sha256"]) == 3
     assert line["flagged"] == [result.flagged for result in response.results]
     assert prompts[0] not in file.read_text()
+
+
+def test_it_takes_its_share(launch: Callable[..., Client], prompts: list[str]) -> None:
+    """What it made is taken from the client's quota, and not given back when it is done."""
+    own = launch(quotas={"default": {"evaluations_per_second": 0.001, "burst_evaluations": 8}})
+    screen(own, prompts[:2])  # the last one may owe
+    refused = failure(lambda: screen(own, prompts[:1]))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED")
