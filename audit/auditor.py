@@ -29,10 +29,10 @@ from audit.limits import MAX_IMAGE_SIDE, MAX_PROMPT_CHARACTERS
 from audit.model.checkpoint import Checkpoint
 from audit.model.denoiser import Condition, Denoiser, concatenate
 from audit.model.memory import in_halves
-from audit.model.sampling import SCHEDULERS, SamplerSettings, build_scheduler
+from audit.model.sampling import SamplerSettings, build_scheduler
 from audit.reference.images import in_chunks, pixel_vectors, to_bytes
 from audit.reference.reference_set import ReferenceSet
-from audit.report import Cost, ReferenceUsed, Report, library_versions
+from audit.report import ReferenceUsed, Report, library_versions
 from audit.verdict.calibration import Calibration
 from audit.verdict.decision import SETTLED, Screened, decide, screen
 from audit.verdict.features import NOISE_LEVELS, TRACED
@@ -235,7 +235,7 @@ class Auditor:
             evidence=evidence,
             seeds=draws.samples.seeds,
             sampler=sampler,
-            scheduler_class=SCHEDULERS.get(sampler.scheduler, checkpoint.scheduler_config["_class_name"]),
+            scheduler_class=checkpoint.scheduler_class(sampler),
             budget=budget,
             checkpoint_name=checkpoint.name,
             checkpoint_digest=checkpoint.digest,
@@ -243,17 +243,10 @@ class Auditor:
             reference=self.reference_used(evidence.neighbors, include_images=include_images),
             calibration=self.calibration,
             calibration_fits=fits,
-            cost=Cost(
-                screening_evaluations=work.evaluations["screening"],
-                sampling_evaluations=work.evaluations["sampling"],
-                curvature_evaluations=work.evaluations["curvature"],
-                explaining_evaluations=work.evaluations["explaining"],
-                compute_seconds=sum(work.seconds.values()),
-                stage_seconds=dict(work.seconds),
-            ),
+            cost=work.cost(),
             libraries=library_versions(),
             finished=datetime.now(UTC),
-            device=f"{checkpoint.device.type} {str(checkpoint.dtype).removeprefix('torch.')}",
+            device=checkpoint.place,
             images=to_bytes(draws.images) if include_images else None,
             explanation=explanation,
         )

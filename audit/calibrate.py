@@ -83,8 +83,8 @@ def calibrate(
         measured.append(measurements(screening, draws.smoothed))
         pairs.append(pairwise_distances(draws.vectors)[np.triu_indices(samples, 1)])
         on_prompt()
-    if delta_m is None and auditor.reference is not None:
-        delta_m = copy_threshold(NeighborFinder(auditor.reference, auditor.checkpoint))
+    if delta_m is None and auditor.finder is not None:
+        delta_m = copy_threshold(auditor.finder)
     calibration = Calibration(
         checkpoint_digest=auditor.checkpoint.digest,
         sampler=sampler,

@@ -137,7 +137,7 @@ def planned_evaluations(auditor: Auditor, sampler: SamplerSettings, *, prompted:
 
 def way_back(auditor: Auditor, sampler: SamplerSettings) -> SamplerSettings:
     """The sampler in at most `WAY_BACK` steps; DDIM in place of PNDM, which cannot begin in the middle."""
-    pndm = _scheduler_class(auditor, sampler) == SCHEDULERS["pndm"]
+    pndm = auditor.checkpoint.scheduler_class(sampler) == SCHEDULERS["pndm"]
     return replace(sampler, steps=min(sampler.steps, WAY_BACK), scheduler="ddim" if pndm else sampler.scheduler)
 
 
@@ -255,7 +255,7 @@ def inspect(
         delta_m=delta_m,
         delta_s=delta_s,
         sampler=sampler,
-        scheduler_class=_scheduler_class(auditor, sampler),
+        scheduler_class=checkpoint.scheduler_class(sampler),
         way_back=back,
         checkpoint_name=checkpoint.name,
         checkpoint_digest=checkpoint.digest,
@@ -263,19 +263,8 @@ def inspect(
         reference=auditor.reference_used(neighbors),
         calibration=calibration,
         calibration_fits=fits,
-        cost=Cost(
-            screening_evaluations=work.evaluations["screening"],
-            sampling_evaluations=work.evaluations["sampling"],
-            explaining_evaluations=0,
-            curvature_evaluations=work.evaluations["curvature"],
-            compute_seconds=sum(work.seconds.values()),
-            stage_seconds=dict(work.seconds),
-        ),
+        cost=work.cost(),
         libraries=library_versions(),
         finished=datetime.now(UTC),
-        device=f"{checkpoint.device.type} {str(checkpoint.dtype).removeprefix('torch.')}",
+        device=checkpoint.place,
     )
-
-
-def _scheduler_class(auditor: Auditor, sampler: SamplerSettings) -> str:
-    return SCHEDULERS.get(sampler.scheduler, auditor.checkpoint.scheduler_config["_class_name"])

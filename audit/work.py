@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from audit.model.denoiser import Denoiser, MeteredDenoiser
+from audit.report import Cost
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,17 @@ class Work:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
             self.evaluations[name] += self.denoiser.evaluations - before
+
+    def cost(self) -> Cost:
+        """What was spent, as reports say it."""
+        return Cost(
+            screening_evaluations=self.evaluations["screening"],
+            sampling_evaluations=self.evaluations["sampling"],
+            curvature_evaluations=self.evaluations["curvature"],
+            explaining_evaluations=self.evaluations["explaining"],
+            compute_seconds=sum(self.seconds.values()),
+            stage_seconds=dict(self.seconds),
+        )
 
     def _before_call(self) -> None:
         self.check()

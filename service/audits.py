@@ -335,17 +335,9 @@ class Audits:
             )
         seconds = time.perf_counter() - start
         self._metrics.stage_seconds.labels("screening").observe(seconds)
-        response = wire.screening_to_proto(request.prompts, found, auditor, plan.sampler)
-        response.cost.MergeFrom(
-            report_pb2.Cost(
-                evaluations=plan.evaluations,
-                screening_evaluations=plan.evaluations,
-                queue_seconds=queued,
-                compute_seconds=seconds,
-                stage_seconds={"screening": seconds},
-            )
+        return wire.screening_to_proto(
+            request.prompts, found, auditor, plan.sampler, seconds=seconds, queue_seconds=queued
         )
-        return response
 
     def _inspect(
         self,

@@ -13,7 +13,6 @@ from audit import demo
 from audit.auditor import Auditor
 from audit.budget import Budget
 from audit.errors import InvalidInput, Stopped
-from audit.evidence.screening import EVALUATIONS as SCREENING
 from audit.model.checkpoint import Checkpoint
 from audit.model.loading import load_checkpoint
 from audit.reference.images import read_upload
@@ -88,10 +87,8 @@ class LocalAudits:
         sampler = auditor.resolve_sampler(**wire.sampler_overrides(request.sampler))
         samples = request.definition_samples if request.HasField("definition_samples") else DEFINITION_SAMPLES
         found = auditor.screen(request.prompts, sampler=sampler, definition_samples=samples, check=self._check)
-        response = wire.screening_to_proto(request.prompts, found, auditor, sampler)
-        response.cost.evaluations = response.cost.screening_evaluations = SCREENING * len(found)
-        response.cost.compute_seconds = time.perf_counter() - start
-        return response
+        seconds = time.perf_counter() - start
+        return wire.screening_to_proto(request.prompts, found, auditor, sampler, seconds=seconds)
 
     def inspect(self, request: audit_pb2.InspectImageRequest) -> audit_pb2.InspectImageResponse:
         """Inspect an image; see `audit.auditor.Auditor.inspect`."""

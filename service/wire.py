@@ -16,6 +16,7 @@ from audit.budget import Budget
 from audit.evidence import attribution, curvature, localization, stability
 from audit.evidence.explanation import Explanation
 from audit.evidence.neighbors import Neighbors
+from audit.evidence.screening import EVALUATIONS as SCREENING
 from audit.inspection import Inspection
 from audit.model.sampling import SamplerSettings
 from audit.reference.images import encode_png
@@ -144,14 +145,27 @@ def picture(image: NDArray[np.uint8], side: int = IMAGE_SIDE) -> report_pb2.Imag
 
 
 def screening_to_proto(
-    prompts: Sequence[str], found: Sequence[decision.Screened], auditor: Auditor, sampler: SamplerSettings
+    prompts: Sequence[str],
+    found: Sequence[decision.Screened],
+    auditor: Auditor,
+    sampler: SamplerSettings,
+    *,
+    seconds: float,
+    queue_seconds: float = 0.0,
 ) -> audit_pb2.ScreenResponse:
-    """What screening found, without its cost."""
-    used = auditor.calibration
+    """What screening found, and what it took."""
+    used, evaluations = auditor.calibration, SCREENING * len(found)
     response = audit_pb2.ScreenResponse(
         calibration=calibration_info(used, used.fits(auditor.checkpoint.digest, sampler)),
         threshold=used.screen_threshold,
         false_positive_rate=used.false_positive_rate,
+        cost=report_pb2.Cost(
+            evaluations=evaluations,
+            screening_evaluations=evaluations,
+            queue_seconds=queue_seconds,
+            compute_seconds=seconds,
+            stage_seconds={"screening": seconds},
+        ),
     )
     for prompt, one in zip(prompts, found, strict=True):
         response.results.add(

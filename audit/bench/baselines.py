@@ -15,7 +15,7 @@ from audit.auditor import Auditor
 from audit.bench import detectors
 from audit.evidence.screening import contrast_curvature, measure_contrast
 from audit.model.denoiser import MeteredDenoiser
-from audit.model.sampling import SamplerSettings, build_scheduler, draw_noise
+from audit.model.sampling import SamplerSettings, draw_noise
 
 #: Numbers of seeds that detectors are run at.
 SEEDS = (1, 4, 16)
@@ -74,10 +74,8 @@ class Baselines:
         self._checkpoint = auditor.checkpoint
         self._sampler = sampler if sampler.guided else replace(sampler, guidance=BOTH_BRANCHES)
         self._seeds = range(first_seed, first_seed + max(SEEDS))
-        scheduler = build_scheduler(sampler.scheduler, auditor.checkpoint.scheduler_config)
-        scheduler.set_timesteps(sampler.steps)
-        self._first, self._last = int(scheduler.timesteps[0]), int(scheduler.timesteps[-1])
-        self._steps = len(scheduler.timesteps)
+        timesteps = auditor.timesteps(sampler)
+        self._first, self._last = int(timesteps[0]), int(timesteps[-1])
         #: Seconds and evaluations of each measurement, over all prompts.
         self._seconds = dict.fromkeys(("first", "jeon", "late", "trajectory", "diagonal"), 0.0)
         self._evaluations = dict.fromkeys(self._seconds, 0)

@@ -16,7 +16,6 @@ from audit.bench.ladders import TrainedLadder
 from audit.bench.truth import TruthRow
 from audit.budget import Budget
 from audit.evidence.curvature import CurvatureSettings
-from audit.evidence.neighbors import NeighborFinder
 from audit.evidence.screening import SEEDS, Screen
 from audit.evidence.stability import pairwise_distances
 from audit.model.denoiser import concatenate
@@ -186,7 +185,8 @@ def _exhaustive(
     Both branches count, as the protocol has it; where the guidance is 1 the other one is not evaluated.
     """
     auditor, checkpoint = ladder.auditor(), ladder.checkpoint
-    finder, sampler = NeighborFinder(ladder.reference, checkpoint), replace(ladder.sampler, steps=steps)
+    sampler = replace(ladder.sampler, steps=steps)
+    assert auditor.finder is not None
     fractions, start = [], time.perf_counter()
     for prompt in prompts:
         samples = checkpoint.sample(
@@ -199,7 +199,7 @@ def _exhaustive(
         between = pairwise_distances(vectors)
         np.fill_diagonal(between, np.inf)
         fractions.append(
-            class_fractions(classify_samples(finder.find(images).distance, between.min(1), delta_m, delta_s))
+            class_fractions(classify_samples(auditor.finder.find(images).distance, between.min(1), delta_m, delta_s))
         )
         on_prompt("exhaustive")
     shares = np.asarray(fractions)

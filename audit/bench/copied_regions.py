@@ -16,7 +16,7 @@ samples are from it is measured beside.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +84,7 @@ def measure_ladder(folder: Path, seeds: Sequence[int] = SEEDS) -> list[Found]:
     """
     recipe = Recipe.model_validate_json((folder / "recipe.json").read_text())
     checkpoint = load_checkpoint(folder / "checkpoint", name=folder.name)
-    sampler = replace(checkpoint.defaults, steps=recipe.sampler_steps, guidance=recipe.guidance)
+    sampler = recipe.settings(checkpoint.defaults)
     return list(measure_captions(checkpoint, lay_out(recipe, load_fashion_mnist()), sampler, seeds))
 
 

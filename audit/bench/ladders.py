@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from audit.auditor import Auditor
@@ -82,5 +82,5 @@ def open_ladder(folder: Path) -> TrainedLadder:
         reference=reference,
         calibration=Calibration.load(folder / "checkpoint" / "calibration.json"),
         rows=load_truth(folder / "truth.jsonl"),
-        sampler=replace(checkpoint.defaults, steps=recipe.sampler_steps, guidance=recipe.guidance),
+        sampler=recipe.settings(checkpoint.defaults),
     )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from audit import palette
 from audit.bench.comparison import Comparison, Verdicts
+from audit.bench.markdown import markdown
 from audit.bench.scores import (
     DRAWS,
     Estimate,
@@ -157,7 +158,7 @@ def detection_table(scored: Scored, question: str) -> str:
         found = [str(scored.estimate(question, measure, one.scores)) for measure in MEASURES.values()]
         name = f"**{one.name}**" if one.ours else one.name
         rows.append([name, f"{one.evaluations:,.0f}", f"{1000 * one.seconds:,.0f}", *found])
-    return _markdown(["detector", "NFE a prompt", "ms", *MEASURES], rows)
+    return markdown(["detector", "NFE a prompt", "ms", *MEASURES], rows)
 
 
 def equal_cost_table(scored: Scored, question: str) -> str:
@@ -173,7 +174,7 @@ def equal_cost_table(scored: Scored, question: str) -> str:
             gain = scored.difference(question, measure, entries[ours].scores, best.scores)
             told = [f"{entry}: {values[entry]:.3f}" for entry in (best.name, ours)]
             rows.append([str(most), name, *told, _signed(gain)])
-    return _markdown(["NFE at most", "measure", "best published", "Basin", "difference"], rows)
+    return markdown(["NFE at most", "measure", "best published", "Basin", "difference"], rows)
 
 
 def verdict_table(scored: Scored) -> str:
@@ -213,7 +214,7 @@ def verdict_table(scored: Scored) -> str:
             ]
         )
     header = ["", "NFE, mean", "90% within", "accuracy", "beside exhaustive", "macro-F1"]
-    return _markdown([*header, *(f"recall {name}" for name in CLASSES), "Brier", "calibration error"], rows)
+    return markdown([*header, *(f"recall {name}" for name in CLASSES), "Brier", "calibration error"], rows)
 
 
 def size_table(scored: Scored, name: str = "audit") -> str:
@@ -228,7 +229,7 @@ def size_table(scored: Scored, name: str = "audit") -> str:
         right = float((called[own] == scored.classes[own]).mean())
         nfe = float(one.evaluations[scored.kept][own].mean())
         rows.append([str(images), str(weight), *truths, f"{right:.2f}", f"{nfe:.0f}"])
-    return _markdown(["images", "weight", *CLASSES, "right", "NFE"], rows)
+    return markdown(["images", "weight", *CLASSES, "right", "NFE"], rows)
 
 
 def text_control(scored: Scored) -> str:
@@ -293,8 +294,3 @@ def _macro_f1(truth: NDArray[np.int64], called: NDArray[np.int64]) -> float:
 
 def _signed(gain: Estimate) -> str:
     return f"{gain.value:+.3f} ({gain.lower:+.3f} to {gain.upper:+.3f})"
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])

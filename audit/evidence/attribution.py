@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from audit.evidence.screening import NOISE_LEVELS, SEEDS
-from audit.model.denoiser import Condition, Denoiser
+from audit.model.denoiser import Condition, Denoiser, select
 from audit.model.sampling import draw_noise
 from audit.reference.images import in_chunks
 
@@ -86,8 +86,8 @@ def attribute_words(
     for part in in_chunks(len(texts) * len(noise), rows):
         index = torch.arange(part.start, part.stop)
         place, owner = index % len(noise), index // len(noise)
-        condition = {name: tensor[owner.to(tensor.device)] for name, tensor in conditions.items()}
-        predicted = denoiser(noise[place.to(noise.device)], torch.full((len(index),), timestep), condition)
+        times = torch.full((len(index),), timestep)
+        predicted = denoiser(noise[place.to(noise.device)], times, select(conditions, owner))
         found.append(predicted.flatten(1).double().cpu())
     empty, whole, *rest = torch.cat(found).split(len(noise))
     contrast = whole - empty

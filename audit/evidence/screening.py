@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from audit.evidence.curvature import DIFFERENCE_STEP
-from audit.model.denoiser import Condition, Denoiser, concatenate, repeat
+from audit.model.denoiser import Condition, Denoiser, concatenate, repeat, select
 from audit.model.sampling import draw_noise
 from audit.reference.images import in_chunks
 
@@ -185,9 +185,8 @@ class Screen:
         for part in in_chunks(count * each, rows):
             index = torch.arange(part.start, part.stop)
             place, owner = index % each, index // each
-            condition = {name: tensor[owner.to(tensor.device)] for name, tensor in prompts.items()}
             known = self._known[place]
-            found = denoiser(self._points[place], self._times[place], condition) - known
+            found = denoiser(self._points[place], self._times[place], select(prompts, owner)) - known
             norms.append(found.flatten(1).double().square().mean(1).sqrt().cpu())
             cosines.append(_alignment(known, found).double().cpu())
         shape = (count, -1, len(self.timesteps))

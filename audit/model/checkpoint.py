@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from audit.model.denoiser import Condition, Denoiser
-from audit.model.sampling import SamplerSettings, Samples, build_scheduler, sample
+from audit.model.sampling import SCHEDULERS, SamplerSettings, Samples, build_scheduler, sample
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,15 @@ class Checkpoint:
     def latent_shape(self, settings: SamplerSettings) -> tuple[int, int, int]:
         """Shape of one latent row at an image size."""
         return (self.latent_channels, settings.height // self.size_factor, settings.width // self.size_factor)
+
+    def scheduler_class(self, settings: SamplerSettings) -> str:
+        """The diffusers class of the scheduler that draws samples."""
+        return SCHEDULERS.get(settings.scheduler, self.scheduler_config["_class_name"])
+
+    @property
+    def place(self) -> str:
+        """Device and precision of the weights, e.g. "cpu float32"."""
+        return f"{self.device.type} {str(self.dtype).removeprefix('torch.')}"
 
     def sample(
         self,

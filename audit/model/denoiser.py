@@ -141,6 +141,11 @@ def repeat(condition: Condition, times: int) -> Condition:
     return {name: tensor.expand(times, *tensor.shape[1:]) for name, tensor in condition.items()}
 
 
+def select(condition: Condition, rows: Tensor) -> Condition:
+    """Rows of a condition by their indices, as often as they are named."""
+    return {name: tensor[rows.to(tensor.device)] for name, tensor in condition.items()}
+
+
 def concatenate(conditions: list[Condition]) -> Condition:
     """Rows of several conditions of the same kind, one after the other."""
     return {name: torch.cat([condition[name] for condition in conditions]) for name in conditions[0]}

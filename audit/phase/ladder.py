@@ -8,7 +8,8 @@ come to memorize. Words of a caption are drawn independently of all this.
 
 from __future__ import annotations
 
-from typing import Literal, Self, get_args
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -25,6 +26,9 @@ from pydantic import (
 )
 
 from audit.phase.data import GARMENTS, LabeledImages
+
+if TYPE_CHECKING:
+    from audit.model.sampling import SamplerSettings  # and diffusers: not for those who lay a ladder out
 
 COLOURS = ("amber", "black", "blue", "coral", "cream", "green", "grey", "olive", "pink", "red", "teal", "white")
 FABRICS = ("canvas", "cotton", "denim", "felt", "leather", "linen", "mesh", "silk", "suede", "velvet", "wool", "nylon")
@@ -117,6 +121,10 @@ class Recipe(BaseModel):
     sampler: Literal["ddim", "dpm++2m"] = "ddim"
     sampler_steps: PositiveInt = 20
     guidance: NonNegativeFloat = 1.0
+
+    def settings(self, defaults: SamplerSettings) -> SamplerSettings:
+        """The sampler settings of the truth table, on top of the checkpoint's own."""
+        return replace(defaults, steps=self.sampler_steps, guidance=self.guidance)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

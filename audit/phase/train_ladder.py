@@ -17,7 +17,6 @@ are part of what the classes mean.
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -115,7 +114,7 @@ def train_ladder(
 def _measure(recipe: Recipe, ladder: Ladder, reference: ReferenceSet, out: Path, work: Path) -> tuple[Truth, str]:
     """Truth table and calibration of the checkpoint just written, and in words where its thresholds are from."""
     checkpoint = load_checkpoint(out / "checkpoint")
-    sampler = replace(checkpoint.defaults, steps=recipe.sampler_steps, guidance=recipe.guidance)
+    sampler = recipe.settings(checkpoint.defaults)
     captions = [
         Caption(prompt, images, split, weight)
         for prompt, images, split, weight in zip(

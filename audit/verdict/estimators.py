@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Self
 
@@ -100,7 +100,7 @@ class Estimators(_Model):
             raise ValueError("looks are in the order of their seeds, and the first is the screen")
         return self
 
-    @property
+    @cached_property  # every key of a batch's tasks has it
     def digest(self) -> str:
         """SHA-256, as "sha256:…", of the content."""
         return f"sha256:{hashlib.sha256(self.model_dump_json().encode()).hexdigest()}"

@@ -14,11 +14,12 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from audit import demo
+from audit.bench.markdown import markdown
 from audit.evidence.attribution import NOISE_LEVEL, attribute_words
 from audit.evidence.screening import SEEDS
 from audit.model.denoiser import repeat
 from audit.model.sampling import draw_noise
-from tests.benchmarks.common import BENCHMARK_SEED, checkpoint, markdown, reference, truth
+from tests.benchmarks.common import BENCHMARK_SEED, checkpoint, reference, truth
 
 #: Seeds and steps of what is drawn without a word.
 SAMPLES, STEPS = 4, 8

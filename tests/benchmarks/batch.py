@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from audit.bench.markdown import markdown
 from audit.v1 import audit_pb2
 from service.local_batch import LocalBatch, Wanted
-from tests.benchmarks.common import BENCHMARK_SEED, bare_forward, child, markdown, truth
+from tests.benchmarks.common import BENCHMARK_SEED, bare_forward, child, truth
 
 PROMPTS = 200
 RUNS = 3

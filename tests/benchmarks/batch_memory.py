@@ -10,9 +10,10 @@ from typing import Any
 
 import psutil
 
+from audit.bench.markdown import markdown
 from service.local_batch import LocalBatch
 from tests.benchmarks.batch import captions, wanted
-from tests.benchmarks.common import BENCHMARK_SEED, child, markdown
+from tests.benchmarks.common import BENCHMARK_SEED, child
 
 LENGTHS = (100, 1000, 10_000)
 #: As little as an audit can be: what is measured is everything around it.

@@ -9,9 +9,10 @@ import time
 
 import numpy as np
 
+from audit.bench.markdown import markdown
 from audit.v1 import audit_pb2
 from service.client import BasinClient
-from tests.benchmarks.common import BENCHMARK_SEED, markdown, truth
+from tests.benchmarks.common import BENCHMARK_SEED, truth
 
 RUNS = 5
 PARTS = ("imports and ports", "load", "first audit", "second audit")

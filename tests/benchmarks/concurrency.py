@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from audit import demo
 from audit.auditor import Auditor
+from audit.bench.markdown import markdown
 from audit.budget import Budget
 from audit.v1 import audit_pb2
 from service.client import BasinClient
@@ -25,7 +26,6 @@ from tests.benchmarks.common import (
     calls_of,
     checkpoint,
     forward_seconds,
-    markdown,
     reference,
     served,
     truth,

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from audit.bench.copied_regions import Found, measure_ladder
-from tests.benchmarks.common import markdown
+from audit.bench.markdown import markdown
 
 
 def table(found: Iterable[Found]) -> str:

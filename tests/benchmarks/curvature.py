@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from audit import demo
+from audit.bench.markdown import markdown
 from audit.evidence.curvature import (
     FLAT_THRESHOLD,
     VOLUME_RIDGE,
@@ -15,7 +16,7 @@ from audit.evidence.curvature import (
 )
 from audit.model.denoiser import Schedule
 from audit.model.empirical import EmpiricalDenoiser
-from tests.benchmarks.common import BENCHMARK_SEED, checkpoint, markdown, truth
+from tests.benchmarks.common import BENCHMARK_SEED, checkpoint, truth
 
 #: The matrix-free setting that is compared with the dense one.
 MATRIX_FREE = CurvatureSettings(probes=8, steps=4, baseline=False)

@@ -9,8 +9,9 @@ import torch
 
 from audit import demo
 from audit.auditor import Auditor
+from audit.bench.markdown import markdown
 from audit.inspection import Inspection
-from tests.benchmarks.common import checkpoint, markdown, reference, truth
+from tests.benchmarks.common import checkpoint, reference, truth
 
 #: Captions of each K, and the seed of their samples, which no inspection draws.
 CAPTIONS, SEED = 2, 123_456

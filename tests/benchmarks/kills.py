@@ -19,13 +19,14 @@ from typing import Any, TypeVar
 import psutil
 import psycopg
 
+from audit.bench.markdown import markdown
 from audit.v1 import audit_pb2, batch_pb2
 from service.batch_wire import concluded_of
 from service.client import BasinClient, ServiceError
 from service.local_batch import LocalBatch
 from service.results import Concluded, open_run
 from tests.benchmarks.batch import captions, wanted
-from tests.benchmarks.common import BENCHMARK_SEED, markdown
+from tests.benchmarks.common import BENCHMARK_SEED
 from tests.service.postgres import Postgres, running_postgres
 from tests.service.ray_cluster import add_node, ray_cluster
 

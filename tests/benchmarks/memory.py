@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import psutil
 
+from audit.bench.markdown import markdown
 from audit.v1 import audit_pb2
-from tests.benchmarks.common import markdown, served, truth
+from tests.benchmarks.common import served, truth
 
 AUDITS = 200
 

@@ -9,8 +9,9 @@ import numpy as np
 
 from audit import demo
 from audit.auditor import Auditor
+from audit.bench.markdown import markdown
 from audit.budget import Budget
-from tests.benchmarks.common import bare_seconds, calls_of, checkpoint, markdown, reference, truth
+from tests.benchmarks.common import bare_seconds, calls_of, checkpoint, reference, truth
 
 AUDITS = 12
 

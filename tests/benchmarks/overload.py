@@ -13,9 +13,10 @@ import numpy as np
 import psutil
 from grpc_health.v1 import health_pb2
 
+from audit.bench.markdown import markdown
 from audit.v1 import audit_pb2
 from service.client import BasinClient, ServiceError
-from tests.benchmarks.common import BENCHMARK_SEED, child, markdown, served, truth
+from tests.benchmarks.common import BENCHMARK_SEED, child, served, truth
 from tests.benchmarks.load import Tally, offer
 
 AUDIT, NOTHING = "/audit.v1.AuditService/Audit", "/nothing.Nothing/Nothing"

@@ -10,11 +10,12 @@ import numpy as np
 
 from audit import demo
 from audit.auditor import Auditor
+from audit.bench.markdown import markdown
 from audit.v1 import report_pb2
 from service import wire
 from service.pages.report import write_report
 from service.results import open_run
-from tests.benchmarks.common import checkpoint, markdown, reference, truth
+from tests.benchmarks.common import checkpoint, reference, truth
 from tests.service.pages.browser import chromium
 from tests.service.pages.reading import LOADED, column, press
 from tests.service.runs import make_up

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from audit.bench.markdown import markdown
 from audit.evidence.neighbors import NeighborFinder
 from service.local_batch import LocalBatch
 from service.runners import RayOptions, find_runner, run_here
 from service.threads import alone
 from tests.benchmarks.batch import captions, wanted
-from tests.benchmarks.common import BENCHMARK_SEED, checkpoint, markdown, reference
+from tests.benchmarks.common import BENCHMARK_SEED, checkpoint, reference
 from tests.service.ray_cluster import ray_cluster
 
 PROMPTS = 40

@@ -13,10 +13,11 @@ from datetime import datetime
 
 import psycopg
 
+from audit.bench.markdown import markdown
 from audit.v1 import batch_pb2
 from service.client import BasinClient, ServiceError
 from tests.benchmarks.batch import captions
-from tests.benchmarks.common import BENCHMARK_SEED, markdown
+from tests.benchmarks.common import BENCHMARK_SEED
 from tests.benchmarks.kills import LONGEST, Server, insist, submit
 from tests.service.postgres import Postgres, running_postgres
 

@@ -15,6 +15,7 @@ from scipy.linalg import hadamard
 from torch import Tensor
 
 from audit import demo
+from audit.bench.markdown import markdown
 from audit.evidence.curvature import (
     FLAT_THRESHOLD,
     VOLUME_RIDGE,
@@ -29,7 +30,7 @@ from audit.model.empirical import EmpiricalDenoiser
 from audit.model.families.stable_diffusion import UNetDenoiser
 from audit.model.sampling import SamplerSettings, build_scheduler, sample
 from tests.audit.makers import SCHEDULER_CONFIG, SignPatterns, power_law, stable_diffusion_schedule
-from tests.benchmarks.common import BENCHMARK_SEED, checkpoint, child, markdown, truth
+from tests.benchmarks.common import BENCHMARK_SEED, checkpoint, child, truth
 
 #: Sides of a latent of four channels: the demo's, that of 256-pixel images, Stable Diffusion's.
 SIDES = (8, 32, 64)

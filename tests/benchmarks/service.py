@@ -10,11 +10,12 @@ import numpy as np
 
 from audit import demo
 from audit.auditor import Auditor
+from audit.bench.markdown import markdown
 from audit.budget import Budget
 from audit.v1 import audit_pb2
 from service.metrics import STAGES, Metrics
 from service.server import METHODS
-from tests.benchmarks.common import BENCHMARK_SEED, checkpoint, child, markdown, reference, served, truth
+from tests.benchmarks.common import BENCHMARK_SEED, checkpoint, child, reference, served, truth
 
 PAIRS = 60
 #: Calls that are timed together, of what takes microseconds.

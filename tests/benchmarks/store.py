@@ -14,6 +14,7 @@ from sqlalchemy import insert
 
 from audit import demo
 from audit.auditor import Auditor
+from audit.bench.markdown import markdown
 from audit.budget import Budget
 from audit.evidence.curvature import CurvatureSettings
 from audit.v1 import report_pb2
@@ -24,7 +25,7 @@ from service.store.queue import Finished, Queue, result_row
 from service.store.records import Entry
 from service.store.schema import ResultRow
 from service.store.store import Store
-from tests.benchmarks.common import checkpoint, markdown, reference, truth
+from tests.benchmarks.common import checkpoint, reference, truth
 
 RESULTS = 20_000
 #: Of one commit.

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from audit.bench.markdown import markdown
 from audit.phase.architectures import Architecture, Fleet, build_network
 from audit.phase.data import load_data
 from audit.phase.space import as_images
 from audit.phase.sweep import PRESETS
 from audit.phase.train_sweep import FLEET, schedule_of, train_on, training_rows
-from tests.benchmarks.common import markdown
 
 SWEEP = PRESETS["minutes"]
 SCHEDULE = schedule_of(SWEEP)

@@ -9,6 +9,7 @@ import numpy as np
 
 from audit import demo
 from audit.auditor import Auditor
+from audit.bench.markdown import markdown
 from audit.bench.scores import bootstrap_auc
 from audit.bench.text_control import text_only_auc
 from audit.bench.truth import TruthRow
@@ -16,7 +17,7 @@ from audit.budget import Budget
 from audit.progress import progress_bar
 from audit.report import Report
 from audit.verdict.rule import CLASSES
-from tests.benchmarks.common import BENCHMARK_SEED, checkpoint, markdown, reference, truth
+from tests.benchmarks.common import BENCHMARK_SEED, checkpoint, reference, truth
 
 REPEATS = 3
 
