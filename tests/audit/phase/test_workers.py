@@ -32,8 +32,13 @@ def begun(folder: Path) -> dict[str, dict[str, float]]:
 
 def workers_left() -> list[psutil.Process]:
     """Children of this process that are still there, but for Python's own helper."""
-    children = psutil.Process().children(recursive=True)
-    return [child for child in children if "--multiprocessing-fork" in child.cmdline()]
+    left = []
+    for child in psutil.Process().children(recursive=True):
+        # One that another test has ended meanwhile, or that waits to be reaped, has no command line any more.
+        with suppress(psutil.NoSuchProcess):
+            if "--multiprocessing-fork" in child.cmdline():
+                left.append(child)
+    return left
 
 
 def test_all_jobs_run_on_their_devices_and_results_appear(tmp_path: Path) -> None:
