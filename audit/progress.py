@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -9,6 +12,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -47,3 +51,22 @@ def progress_bar() -> Progress:
         console=Console(stderr=True),
         speed_estimate_period=SPEED_SECONDS,
     )
+
+
+@contextmanager
+def stage_bars(prefix: str = "", total: int | None = None) -> Iterator[Callable[[str], None]]:
+    """A bar for each stage of some work, from when it first gets on: a call that takes the name of a stage.
+
+    Args:
+        prefix: before the names of stages.
+        total: calls of each stage, where they are known.
+    """
+    with progress_bar() as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def advance(stage: str) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(prefix + stage, total=total, note="")
+            bar.advance(tasks[stage])
+
+        yield advance

@@ -16,7 +16,7 @@ from audit.bench.ladders import TrainedLadder
 from audit.bench.truth import TruthRow
 from audit.budget import Budget
 from audit.evidence.curvature import CurvatureSettings
-from audit.evidence.screening import SEEDS, Screen
+from audit.evidence.screening import EVALUATIONS, NOISE_LEVELS, SEEDS, Screen
 from audit.evidence.stability import pairwise_distances
 from audit.model.denoiser import concatenate
 from audit.model.sampling import SamplerSettings
@@ -27,6 +27,8 @@ from audit.verdict.rule import DEFINITION_SAMPLES, class_fractions, classify_sam
 FIRST_SEED = 4_000_000
 #: Noises that prompts are screened with; 4 are Basin's own.
 NOISES = (1, 2, 8)
+#: The most that detectors are compared at on equal terms, in NFE a prompt.
+MOST_EQUAL = 64
 #: The exhaustive protocol: samples, and guided steps of each.
 SAMPLES, STEPS = 64, 50
 NO_SPECTRUM = CurvatureSettings("off")
@@ -130,11 +132,18 @@ def run_detectors(
         ),
         _screened("screen", blind, prompts, SEEDS[0], len(SEEDS)),
         audits("1 seed", auditor, seeds=1),
-        audits("2 seeds", auditor, seeds=2),
         audits("1 seed, no reference set", blind, seeds=1),
         audits("audit", auditor),
         audits("audit, no reference set", blind),
     ]
+    # As many seeds as fit, to a power of two, which is when audits look; else more noises.
+    seed = sampler.steps * (2 if sampler.guided else 1) + 2 * len(NOISE_LEVELS)
+    fitting = (MOST_EQUAL - EVALUATIONS) // seed
+    found.append(
+        audits(f"{MOST_EQUAL} NFE", auditor, seeds=2 ** (fitting.bit_length() - 1))
+        if fitting
+        else _screened(f"{MOST_EQUAL} NFE", blind, prompts, SEEDS[0], MOST_EQUAL // 2)
+    )
     return baselines, found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from audit import demo
 from audit.auditor import Auditor
 from audit.bench.truth import TruthRow, load_truth
 from audit.errors import NotFound
@@ -16,7 +17,7 @@ from audit.phase.ladder import Recipe, lay_out
 from audit.reference.reference_set import ReferenceSet
 from audit.verdict.calibration import Calibration
 
-#: The ladders that ship with Basin.
+#: The ladders that ship with Basin, beside the demo.
 FOLDER = Path(__file__).with_name("ladders")
 
 
@@ -55,6 +56,22 @@ class TrainedLadder:
         return [row.prompt for row in self.split("calibrate")]
 
 
+def shipped(split: str) -> list[Path]:
+    """Ladders to tune on, the demo among them; or those to report, which nothing was tuned on.
+
+    Args:
+        split: "tuning" or "held-out".
+    """
+    found = {
+        folder: _recipe(folder) for folder in (demo.FOLDER, *sorted(p.parent for p in FOLDER.glob("*/recipe.json")))
+    }
+    return [folder for folder, recipe in found.items() if (recipe.held_out == "all") == (split == "held-out")]
+
+
+def _recipe(folder: Path) -> Recipe:
+    return Recipe.model_validate_json((folder / "recipe.json").read_text())
+
+
 def open_ladder(folder: Path) -> TrainedLadder:
     """Load a ladder. Where its training set was left out, it is laid out again from the recipe.
 
@@ -64,7 +81,7 @@ def open_ladder(folder: Path) -> TrainedLadder:
     """
     if not (folder / "recipe.json").exists():
         raise NotFound(f"no ladder in {folder}", reason="LADDER_NOT_FOUND", field="ladder")
-    recipe = Recipe.model_validate_json((folder / "recipe.json").read_text())
+    recipe = _recipe(folder)
     checkpoint = load_checkpoint(folder / "checkpoint", name=folder.name)
     if (folder / "reference").exists():
         reference = ReferenceSet.load(folder / "reference")

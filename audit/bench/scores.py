@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
 
 #: Resamples of an interval.
 DRAWS = 2000
@@ -25,25 +24,58 @@ class Estimate:
         return f"{self.value:.3f} ({self.lower:.3f} to {self.upper:.3f})"
 
 
-def area_under_curve(positive: ArrayLike, scores: ArrayLike) -> float:
+def area_under_curve(positive: ArrayLike, scores: ArrayLike, counts: ArrayLike | None = None) -> NDArray[np.float64]:
     """The chance that a positive scores higher than a negative, ties counting half.
 
-    By ranks, since a bootstrap asks thousands of times, and scikit-learn's function takes milliseconds.
+    For all resamples at once, since a bootstrap asks thousands of times, and scikit-learn's function takes
+    milliseconds.
+
+    Args:
+        positive: (n,).
+        scores: (n,).
+        counts: how often every prompt counts, (..., n); once when None.
+
+    Returns:
+        (...).
     """
-    labels = np.asarray(positive, dtype=bool)
-    ups, downs = int(labels.sum()), int((~labels).sum())
-    ranks = rankdata(np.asarray(scores, dtype=np.float64))
-    return float((ranks[labels].sum() - ups * (ups + 1) / 2) / (ups * downs))
+    ups, downs, last = _sorted_counts(positive, scores, counts)
+    through = downs.cumsum(-1)
+    first = np.concatenate([[-1], last[:-1]])
+    below = np.where(first >= 0, through[..., first], 0)
+    # Of every group of equal scores: positives, times the negatives below and half of those beside them.
+    higher = np.diff(ups.cumsum(-1)[..., last], axis=-1, prepend=0) * (below + through[..., last]) / 2
+    return np.asarray(higher.sum(-1) / (ups.sum(-1) * downs.sum(-1)))
 
 
-def true_positive_rate(positive: ArrayLike, scores: ArrayLike, false_positive_rate: float = 0.01) -> float:
-    """The largest share of positives over a threshold that at most this share of negatives is over."""
+def true_positive_rate(
+    positive: ArrayLike, scores: ArrayLike, counts: ArrayLike | None = None, *, false_positive_rate: float = 0.01
+) -> NDArray[np.float64]:
+    """The largest share of positives over a threshold that at most this share of negatives is over.
+
+    Args:
+        positive: (n,).
+        scores: (n,).
+        counts: how often every prompt counts, (..., n); once when None.
+        false_positive_rate: the share.
+
+    Returns:
+        (...).
+    """
+    ups, downs, last = _sorted_counts(positive, -np.asarray(scores, dtype=np.float64), counts)
+    over = downs.cumsum(-1)[..., last]
+    within = over <= np.floor(false_positive_rate * downs.sum(-1) + 1e-9)[..., None]
+    return np.asarray(np.where(within, ups.cumsum(-1)[..., last], 0).max(-1) / ups.sum(-1))
+
+
+def _sorted_counts(
+    positive: ArrayLike, scores: ArrayLike, counts: ArrayLike | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Counts of positives and of negatives by rising score, (..., n), and the last place of every score, (groups,)."""
     labels, values = np.asarray(positive, dtype=bool), np.asarray(scores, dtype=np.float64)
-    negatives = np.sort(values[~labels])[::-1]
-    # So many negatives may be over the threshold; it lies just over the next one.
-    allowed = int(np.floor(false_positive_rate * len(negatives) + 1e-9))
-    threshold = negatives[allowed] if allowed < len(negatives) else -np.inf
-    return float((values[labels] > threshold).mean())
+    order = np.argsort(values, kind="stable")
+    ranked = (np.ones(len(values), dtype=np.int64) if counts is None else np.asarray(counts))[..., order]
+    last = np.append(np.flatnonzero(np.diff(values[order])), len(values) - 1)
+    return ranked * labels[order], ranked * ~labels[order], last
 
 
 def brier_score(truth: ArrayLike, probabilities: ArrayLike) -> float:
@@ -80,7 +112,7 @@ def calibration_error(right: ArrayLike, confidence: ArrayLike, bins: int = 10) -
 
 def resamples(
     classes: ArrayLike, draws: int = DRAWS, seed: int = 0, families: ArrayLike | None = None
-) -> list[NDArray[np.int64]]:
+) -> NDArray[np.int64]:
     """Prompts drawn with replacement within each class, `draws` times.
 
     They are the same for all detectors, so that differences between them are paired.
@@ -91,44 +123,33 @@ def resamples(
         seed: of the draws.
         families: of every prompt, (n,): prompts of one family are drawn together, since they are hardly evidence twice;
             each is its own when None.
+
+    Returns:
+        How often each prompt was drawn, (draws, n).
     """
     rng, labels = np.random.default_rng(seed), np.asarray(classes)
-    parts = [np.flatnonzero(labels == value) for value in np.unique(labels)[::-1]]
-    if families is None:
-        return [np.concatenate([rng.choice(part, len(part)) for part in parts]) for _ in range(draws)]
-    own = np.asarray(families)
-    groups = [[part[own[part] == family] for family in np.unique(own[part])] for part in parts]
-    return [
-        np.concatenate([group[index] for group in groups for index in rng.choice(len(group), len(group))])
-        for _ in range(draws)
-    ]
+    own = np.arange(len(labels)) if families is None else np.asarray(families)
+    found = np.zeros((draws, len(labels)), dtype=np.int64)
+    for value in np.unique(labels):
+        part = np.flatnonzero(labels == value)
+        groups, group = np.unique(own[part], return_inverse=True)
+        drawn = rng.multinomial(len(groups), np.full(len(groups), 1 / len(groups)), size=draws)
+        found[:, part] = drawn[:, group]
+    return found
 
 
-def estimate(measure: Callable[[NDArray[np.int64]], float], rows: Sequence[NDArray[np.int64]], count: int) -> Estimate:
+def estimate(measure: Callable[[NDArray[np.int64]], NDArray[np.float64]], counts: NDArray[np.int64]) -> Estimate:
     """A number and its percentile interval.
 
     Args:
-        measure: the number, given which prompts count and how often.
-        rows: from `resamples`.
-        count: of prompts.
+        measure: the number, (draws,), given how often each prompt counts, (draws, n).
+        counts: from `resamples`.
     """
-    drawn = [measure(own) for own in rows]
-    lower, upper = np.quantile(drawn, [0.025, 0.975])
-    return Estimate(measure(np.arange(count)), float(lower), float(upper))
-
-
-def estimate_difference(
-    measure: Callable[[NDArray[np.float64], NDArray[np.int64]], float],
-    ours: Sequence[float],
-    theirs: Sequence[float],
-    rows: Sequence[NDArray[np.int64]],
-) -> Estimate:
-    """How much higher a number is for one detector's scores than for another's, on the same prompts."""
-    one, other = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
-    return estimate(lambda own: measure(one, own) - measure(other, own), rows, len(one))
+    lower, upper = np.quantile(measure(counts), [0.025, 0.975])
+    return Estimate(float(measure(np.ones_like(counts[:1]))[0]), float(lower), float(upper))
 
 
 def bootstrap_auc(positive: Sequence[bool], scores: Sequence[float], draws: int = DRAWS) -> Estimate:
     """AUC of scores that should be higher where `positive`, with a bootstrap over the items of each class."""
-    labels, values = np.asarray(positive, dtype=bool), np.asarray(scores, dtype=np.float64)
-    return estimate(lambda own: area_under_curve(labels[own], values[own]), resamples(labels, draws), len(labels))
+    labels = np.asarray(positive, dtype=bool)
+    return estimate(lambda counts: area_under_curve(labels, scores, counts), resamples(labels, draws))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import matplotlib
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from audit import palette
-from audit.bench.comparison import Comparison, Verdicts
+from audit.bench.comparison import MOST_EQUAL, Comparison, Verdicts
 from audit.bench.markdown import markdown
 from audit.bench.scores import (
     DRAWS,
@@ -21,7 +22,6 @@ from audit.bench.scores import (
     brier_score,
     calibration_error,
     estimate,
-    estimate_difference,
     resamples,
     true_positive_rate,
 )
@@ -29,8 +29,8 @@ from audit.bench.text_control import text_only_auc
 from audit.verdict.rule import CLASSES, PhaseClass
 
 #: Denoiser evaluations at which detectors are compared on equal terms, and what of Basin is meant for so many.
-EQUAL = {2: "screen, 1 noise", 4: "screen, 2 noises", 16: "screen, 8 noises", 64: "1 seed"}
-Measure = Callable[[NDArray[np.bool_], NDArray[np.float64]], float]
+EQUAL = {2: "screen, 1 noise", 4: "screen, 2 noises", 16: "screen, 8 noises", MOST_EQUAL: f"{MOST_EQUAL} NFE"}
+Measure = Callable[[NDArray[np.bool_], NDArray[np.float64], NDArray[np.int64] | None], NDArray[np.float64]]
 MEASURES: dict[str, Measure] = {"AUC": area_under_curve, "TPR at 1% FPR": true_positive_rate}
 
 
@@ -91,15 +91,15 @@ class Scored:
     def estimate(self, question: str, measure: Measure, scores: NDArray[np.float64]) -> Estimate:
         """A measure of a detector's scores."""
         positive = self.positive(question)
-        return estimate(lambda own: measure(positive[own], scores[own]), self.resamples, len(scores))
+        return estimate(lambda counts: measure(positive, scores, counts), self.resamples)
 
     def difference(
         self, question: str, measure: Measure, ours: NDArray[np.float64], theirs: NDArray[np.float64]
     ) -> Estimate:
         """How much better ours is, on the same resamples."""
         positive = self.positive(question)
-        return estimate_difference(
-            lambda scores, own: measure(positive[own], scores[own]), list(ours), list(theirs), self.resamples
+        return estimate(
+            lambda counts: measure(positive, ours, counts) - measure(positive, theirs, counts), self.resamples
         )
 
     def verdicts(self) -> list[Verdicts]:
@@ -136,7 +136,7 @@ def page(scored: Scored) -> str:
 
 def public_page(scored: Scored) -> str:
     """The tables of a comparison on public lists."""
-    control = text_only_auc([row.prompt for row in scored.rows], list(scored.classes == 0))
+    control = _control(scored, "memorized")
     families = len(set((scored.families if scored.families is not None else np.arange(len(scored.rows))).tolist()))
     counts = f"{int((scored.classes == 0).sum())} said to be memorized, {int((scored.classes == 2).sum())} not"
     return "\n\n".join(
@@ -169,7 +169,7 @@ def equal_cost_table(scored: Scored, question: str) -> str:
     for most, ours in EQUAL.items():
         within = [one for one in entries.values() if one.published and one.evaluations <= most]
         for name, measure in MEASURES.items():
-            values = {one.name: measure(positive, one.scores) for one in (*within, entries[ours])}
+            values = {one.name: float(measure(positive, one.scores, None)) for one in (*within, entries[ours])}
             best = max(within, key=lambda one, values=values: values[one.name])  # type: ignore[misc]
             gain = scored.difference(question, measure, entries[ours].scores, best.scores)
             told = [f"{entry}: {values[entry]:.3f}" for entry in (best.name, ours)]
@@ -187,17 +187,9 @@ def verdict_table(scored: Scored) -> str:
         called = probabilities.argmax(1)
         right = (called == scored.classes).astype(float)
         reference = (exhaustive.probabilities[scored.kept].argmax(1) == scored.classes).astype(float)
-
-        def mean(values: NDArray[np.float64], own: NDArray[np.int64]) -> float:
-            return float(values[own].mean())
-
-        accuracy = estimate(lambda own, right=right: right[own].mean(), scored.resamples, len(right))  # type: ignore[misc]
-        gain = estimate_difference(mean, list(right), list(reference), scored.resamples)
-        error = estimate(
-            lambda own, right=right, p=probabilities: calibration_error(right[own], p.max(1)[own]),  # type: ignore[misc]
-            scored.resamples,
-            len(right),
-        )
+        accuracy = estimate(partial(_mean, right), scored.resamples)
+        gain = estimate(partial(_mean, right - reference), scored.resamples)
+        error = estimate(partial(_calibration_errors, right, probabilities.max(1)), scored.resamples)
         recall = [f"{right[scored.classes == index].mean():.2f}" for index in range(3)]
         nfe = one.evaluations[scored.kept]
         rows.append(
@@ -234,9 +226,15 @@ def size_table(scored: Scored, name: str = "audit") -> str:
 
 def text_control(scored: Scored) -> str:
     """What the words alone tell, on both questions."""
-    prompts = [row.prompt for row in scored.rows]
-    found = [text_only_auc(prompts, list(scored.positive(question))) for question in ("memorized", "recurring")]
+    found = [_control(scored, question) for question in ("memorized", "recurring")]
     return f"memorized against the rest {found[0]}, recurring against generalized {found[1]}"
+
+
+def _control(scored: Scored, question: str) -> str:
+    positive = scored.positive(question)
+    if min(positive.sum(), (~positive).sum()) < 2:
+        return "not to be had from so few prompts"
+    return str(text_only_auc([row.prompt for row in scored.rows], list(positive)))
 
 
 def draw(scored: Sequence[Scored]) -> Figure:
@@ -249,7 +247,7 @@ def draw(scored: Sequence[Scored]) -> Figure:
             positive = one.positive("memorized")
             areas = {entry.name: area_under_curve(positive, entry.scores) for entry in entries}
             best = sorted((e for e in entries if e.published), key=lambda e: -areas[e.name])[:3]
-            own = [e for e in entries if e.ours and e.name in ("screen", "1 seed", "audit")]
+            own = [e for e in entries if e.ours and e.name in ("screen", f"{MOST_EQUAL} NFE", "audit")]
             for entry, colour in zip((*own, *best), (*_OURS, *_THEIRS), strict=True):
                 ups, downs = _roc(positive, entry.scores)
                 label = f"{'Basin, ' if entry.ours else ''}{entry.name}"
@@ -282,6 +280,17 @@ def _roc(positive: NDArray[np.bool_], scores: NDArray[np.float64]) -> tuple[NDAr
     ups = [(scores[positive] >= t).mean() for t in thresholds]
     downs = [(scores[~positive] >= t).mean() for t in thresholds]
     return np.asarray(ups), np.asarray(downs)
+
+
+def _mean(values: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Of the prompts of every resample."""
+    return np.asarray(counts @ values / counts.sum(1))
+
+
+def _calibration_errors(
+    right: NDArray[np.float64], confidence: NDArray[np.float64], counts: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    return np.asarray([calibration_error(right.repeat(own), confidence.repeat(own)) for own in counts])
 
 
 def _macro_f1(truth: NDArray[np.int64], called: NDArray[np.int64]) -> float:

@@ -6,22 +6,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import TaskID
 
 from audit.errors import InvalidInput
-from audit.progress import progress_bar
+from audit.progress import progress_bar, stage_bars
 from service.cli import options
 from service.cli.console import messages
 
 if TYPE_CHECKING:
-    from audit.bench.comparison import Comparison
     from audit.bench.ladders import TrainedLadder
 
 
 def bench(
     ladder: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FOLDER", help="A trained ladder; repeat it. [default: those that ship with Basin]"),
+        typer.Option(
+            metavar="FOLDER",
+            help="A trained ladder; repeat it. [default: those that ship with Basin and that nothing was tuned on; "
+            "with --fit or --split tuning the others]",
+        ),
     ] = None,
     split: Annotated[str, typer.Option(help="The captions that count: held-out, or tuning.")] = "held-out",
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where tables and figures go.")] = Path("bench"),
@@ -56,21 +58,23 @@ def bench(
     if split not in ("held-out", "tuning"):
         raise InvalidInput(f"the split is held-out or tuning, not {split!r}", reason="SPLIT_UNKNOWN", field="split")
     with messages().status("loading"):
-        from audit.bench.ladders import FOLDER, open_ladder
+        from audit.bench.ladders import open_ladder, shipped
 
-        folders = ladder or sorted(path.parent for path in FOLDER.glob("*/recipe.json"))
+        folders = ladder or shipped("tuning" if fit is not None else split)
         if not folders:
             raise InvalidInput("there are no ladders; name one", reason="LADDER_REQUIRED", field="ladder")
         ladders = [open_ladder(folder) for folder in folders]
     if fit is not None:
         _fit(ladders, fit)
         return
+    from audit.bench.comparison import compare
     from audit.bench.tables import Scored, draw, page
 
     scored = []
     for one in ladders:
-        if one.split(split):
-            scored.append(Scored(_compare(one, split)))
+        if rows := one.split(split):
+            with stage_bars(f"{one.name}: ", len(rows)) as advance:
+                scored.append(Scored(compare(one, rows, advance)))
     if not scored:
         raise InvalidInput(f"none of them has {split} captions", reason="SPLIT_EMPTY", field="split")
     draw(scored).savefig(out / "detection.png", dpi=130)
@@ -105,14 +109,7 @@ def _public(
         first, second, usual = split_lists(read["memorized"], read["ordinary"], read["calibrate"])
         model, _ = open_checkpoint(checkpoint, *place)
         images = open_reference(reference) if reference else None
-    with progress_bar() as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def advance(stage: str) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=None, note="")
-            bar.advance(tasks[stage])
-
+    with stage_bars() as advance:
         auditor = Auditor(model, images)
         settings = auditor.resolve_sampler(**sampler)
         own = calibrate(auditor, usual, sampler=settings, on_prompt=lambda: advance("calibration"))
@@ -136,18 +133,3 @@ def _fit(ladders: list[TrainedLadder], out: Path) -> None:
     found = fit_estimators(examples, source=f"the tuning captions of the ladders {', '.join(told)}")
     out.write_text(found.model_dump_json(indent=1) + "\n")
     messages().print(f"The estimators are in {out}.", markup=False)
-
-
-def _compare(one: TrainedLadder, split: str) -> Comparison:
-    from audit.bench.comparison import compare
-
-    rows = one.split(split)
-    with progress_bar() as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def advance(stage: str) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(f"{one.name}: {stage}", total=len(rows), note="")
-            bar.advance(tasks[stage])
-
-        return compare(one, rows, advance)

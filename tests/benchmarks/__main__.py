@@ -9,6 +9,7 @@ from pathlib import Path
 import service  # noqa: F401 - first of all, for the OpenMP settings that a server has
 
 NAMES = (
+    "detection",
     "verdicts",
     "curvature",
     "attribution",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -26,7 +28,7 @@ def compared(ladder: TrainedLadder) -> Comparison:
     return compare(ladder, [rows[0], rows[-1]], samples=8, steps=5)
 
 
-def test_a_ladder_without_its_images_lays_them_out_again(ladder: TrainedLadder, tmp_path) -> None:
+def test_a_ladder_without_its_images_lays_them_out_again(ladder: TrainedLadder, tmp_path: Path) -> None:
     """The training set that a recipe gives is the one that was saved."""
     for name in ("recipe.json", "truth.jsonl", "checkpoint"):
         (tmp_path / name).symlink_to(demo.FOLDER / name)

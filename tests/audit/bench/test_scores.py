@@ -10,10 +10,9 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from audit.bench.scores import (
     area_under_curve,
+    bootstrap_auc,
     brier_score,
     calibration_error,
-    estimate,
-    estimate_difference,
     resamples,
     true_positive_rate,
 )  # fmt: skip
@@ -37,7 +36,9 @@ def test_the_rate_is_the_best_of_the_curve_within_the_bound(pairs: list[tuple[bo
     """The largest TPR of any threshold whose FPR is at most the bound, never interpolated."""
     labels, scores = map(np.asarray, zip(*pairs, strict=True))
     false, true, _ = roc_curve(labels, scores, drop_intermediate=False)
-    assert true_positive_rate(labels, scores, bound) == pytest.approx(true[false <= bound + 1e-9].max())
+    assert true_positive_rate(labels, scores, false_positive_rate=bound) == pytest.approx(
+        true[false <= bound + 1e-9].max()
+    )
 
 
 def test_brier_scores_of_known_cases() -> None:
@@ -67,13 +68,28 @@ def test_boasting_is_found(excess: float) -> None:
     assert calibration_error(right, sure) == pytest.approx(excess, abs=0.02)
 
 
+@given(pairs=LABELED, data=st.data())
+def test_counts_are_repeats(pairs: list[tuple[bool, int]], data: st.DataObject) -> None:
+    """A prompt that counts three times is three prompts, in every resample at once."""
+    labels, scores = map(np.asarray, zip(*pairs, strict=True))
+    times = st.lists(st.integers(0, 3), min_size=len(pairs), max_size=len(pairs)).filter(
+        lambda own: len(set(labels.repeat(own).tolist())) == 2
+    )
+    counts = np.asarray(data.draw(st.lists(times, min_size=1, max_size=3)))
+    for measure in (area_under_curve, true_positive_rate):
+        expected = [float(measure(labels.repeat(own), scores.repeat(own))) for own in counts]
+        np.testing.assert_allclose(measure(labels, scores, counts), expected)
+
+
 def test_resamples_keep_the_number_of_every_class() -> None:
-    """So no resample lacks a class; they are the same for everybody."""
+    """So no resample lacks a class; they are the same for everybody, and each prompt comes once on average."""
     classes = np.array(["m"] * 3 + ["g"] * 7)
-    rows = np.stack(resamples(classes, draws=50))
-    assert rows.shape == (50, 10)
-    assert {int((classes[own] == "m").sum()) for own in rows} == {3}
-    np.testing.assert_array_equal(rows, resamples(classes, draws=50))
+    counts = resamples(classes, draws=2000)
+    assert counts.shape == (2000, 10)
+    assert set(counts[:, :3].sum(1)) == {3}
+    assert set(counts[:, 3:].sum(1)) == {7}
+    np.testing.assert_allclose(counts.mean(0), 1, atol=0.1)
+    np.testing.assert_array_equal(counts, resamples(classes, draws=2000))
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
@@ -84,23 +100,6 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     held = []
     for _ in range(120):
         scores = rng.normal(size=60) + positive
-        found = estimate(
-            lambda own, scores=scores: area_under_curve(positive[own], scores[own]), resamples(positive, 300), 60
-        )
+        found = bootstrap_auc(positive.tolist(), scores.tolist(), draws=300)
         held.append(found.lower <= true <= found.upper)
     assert 0.88 <= np.mean(held) <= 0.99
-
-
-def test_differences_are_paired() -> None:
-    """A detector against itself plus a constant differs by nothing; against a coin it is better beyond the interval."""
-    rng = np.random.default_rng(3)
-    positive = np.arange(200) < 80
-    scores = rng.normal(size=200) + 3 * positive
-    rows = resamples(positive, 300)
-
-    def area(values: np.ndarray, own: np.ndarray) -> float:
-        return area_under_curve(positive[own], values[own])
-
-    same = estimate_difference(area, list(scores), list(scores + 1), rows)
-    assert (same.value, same.lower, same.upper) == (0, 0, 0)
-    assert estimate_difference(area, list(scores), list(rng.normal(size=200)), rows).lower > 0.2
