@@ -114,7 +114,7 @@ chart-docs: venv ## Write the values of helm/basin into its README.md
 bench: venv ## Measure everything that the tables in README.md and docs/ state
 	$(BIN)/python -m tests.benchmarks
 
-soak: venv ## Half an hour of mixed load on a server (the tests do two minutes of it)
+soak: venv ## Half an hour of mixed load on a server (the tests do a minute of it)
 	SOAK_SECONDS=$${SOAK_SECONDS:-1800} $(BIN)/pytest -s tests/service/test_soak.py
 
 format: venv ## Repair style and format

@@ -1,4 +1,4 @@
-"""Mixed load on a server in a process of its own, for two minutes, or for as long as SOAK_SECONDS says."""
+"""Mixed load on a server in a process of its own, for a minute, or for as long as SOAK_SECONDS says."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.service.batch_calls import create, ended, results, spec
 from tests.service.helpers import LONG, SERVING, SMALL, Client, endless, failure_of, small, until_sampling
 from tests.service.processes import Process
 
-SECONDS = float(os.environ.get("SOAK_SECONDS", "120"))
+SECONDS = float(os.environ.get("SOAK_SECONDS", "60"))
 #: Megabytes and handles by which a server may differ between an early and a late part of the time.
 MEGABYTES, HANDLES = 64, 16
 
