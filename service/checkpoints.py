@@ -21,7 +21,7 @@ from audit.demo import default_calibration
 from audit.errors import AuditError, BrokenCheckpoint, NotFound
 from audit.model.batching import BatchingDenoiser
 from audit.model.checkpoint import Checkpoint
-from audit.model.files import weights_bytes
+from audit.model.headers import weights_bytes
 from audit.model.loading import load_checkpoint
 from audit.reference.reference_set import ReferenceSet
 from audit.v1 import checkpoint_pb2

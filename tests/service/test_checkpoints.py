@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from audit import demo
-from audit.model.files import weights_bytes
+from audit.model.headers import weights_bytes
 from audit.v1 import audit_pb2, checkpoint_pb2
 from tests.service.helpers import (
     LONG,
