@@ -13,14 +13,11 @@ from audit.model.denoiser import Condition, Denoiser
 from audit.model.sampling import SCHEDULERS, SamplerSettings, Samples, build_scheduler, sample
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A latent diffusion model as the rest of Basin sees it.
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What a family makes of a diffusers pipeline.
 
     Attributes:
-        name: what people call it.
-        digest: "sha256:…" over the weights and configurations that were loaded.
-        autoencoder: "sha256:…" of its autoencoder alone, which checkpoints may have in common.
         family: the kind of pipeline, e.g. "StableDiffusionPipeline".
         denoiser: ε̂(x, t, c).
         scheduler_config: of the checkpoint's own diffusers scheduler.
@@ -36,9 +33,6 @@ class Checkpoint:
         parameters: number of weights, over all networks.
     """
 
-    name: str
-    digest: str
-    autoencoder: str
     family: str
     denoiser: Denoiser
     scheduler_config: dict[str, Any]
@@ -52,6 +46,21 @@ class Checkpoint:
     decode: Callable[[Tensor], Tensor]
     encode: Callable[[Tensor], Tensor]
     parameters: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(Model):
+    """A diffusion model as the rest of Basin sees it.
+
+    Attributes:
+        name: what people call it.
+        digest: "sha256:…" over the weights and configurations that were loaded.
+        autoencoder: "sha256:…" of its autoencoder alone, which checkpoints may have in common.
+    """
+
+    name: str
+    digest: str
+    autoencoder: str
 
     def latent_shape(self, settings: SamplerSettings) -> tuple[int, int, int]:
         """Shape of one latent row at an image size."""

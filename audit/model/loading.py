@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from audit.errors import BrokenCheckpoint, NotFound
 from audit.model.checkpoint import Checkpoint
-from audit.model.families import stable_diffusion
-from audit.model.files import read_json
 from audit.model.sampling import SamplerSettings
+from audit.model.sources import Source, open_folder
 
 #: Side of the latents of the image that is drawn when a checkpoint was loaded, and its steps.
 TRIAL_CELLS, TRIAL_STEPS = 8, 5
-
-#: The loader of each family, by the `_class_name` of model_index.json.
-LOADERS: dict[str, Callable[[Path, str, torch.device, torch.dtype], Checkpoint]] = {
-    "StableDiffusionPipeline": stable_diffusion.load,
-}
 
 
 def load_checkpoint(
@@ -40,16 +33,8 @@ def load_checkpoint(
     """
     if not folder.is_dir():
         raise NotFound(f"no checkpoint folder {folder.name!r}", reason="CHECKPOINT_NOT_FOUND", field="checkpoint")
-    index = read_json(folder / "model_index.json")
-    family = index.get("_class_name")
-    if not isinstance(family, str) or family not in LOADERS:
-        raise BrokenCheckpoint(
-            f"{folder.name} is a {family!r}; supported: {', '.join(LOADERS)}",
-            reason="CHECKPOINT_FAMILY_UNSUPPORTED",
-            field="checkpoint",
-        )
     try:
-        checkpoint = LOADERS[family](folder, name or folder.name, torch.device(device), dtype)
+        checkpoint = see(open_folder(folder, torch.device(device), dtype), name or folder.name)
         _try_out(checkpoint)
         return checkpoint
     except BrokenCheckpoint:
@@ -62,6 +47,16 @@ def load_checkpoint(
             reason="CHECKPOINT_DAMAGED",
             field="checkpoint",
         ) from error
+
+
+def see(source: Source, name: str) -> Checkpoint:
+    """A loaded pipeline as a checkpoint.
+
+    Raises:
+        BrokenCheckpoint: its parts do not fit together.
+    """
+    model = source.family.adapt(source.pipeline)
+    return Checkpoint(**vars(model), name=name, digest=source.digest, autoencoder=source.autoencoder_digest)
 
 
 def _try_out(checkpoint: Checkpoint) -> None:

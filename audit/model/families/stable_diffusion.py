@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from audit.errors import BrokenCheckpoint, InvalidInput
-from audit.model.checkpoint import Checkpoint
+from audit.model.checkpoint import Model
 from audit.model.denoiser import Condition, Denoiser, PredictionType, Schedule
-from audit.model.files import digest_files, read_json, weight_files
-from audit.model.sampling import SamplerSettings, build_scheduler
+from audit.model.families.family import Family
+from audit.model.sampling import SamplerSettings
 from audit.model.traced import Traced
 
 PREDICTION_TYPES: tuple[PredictionType, ...] = ("epsilon", "v_prediction", "sample")
@@ -34,30 +32,14 @@ class UNetDenoiser(Denoiser):
         return self._unet(x, t.to(x.device), condition["text"])
 
 
-def load(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> Checkpoint:
-    """Load the folder of a `StableDiffusionPipeline`; see `audit.model.loading.load_checkpoint`."""
-    parts = {part: folder / part for part in ("unet", "vae", "text_encoder")}
-    networks_files = {name: [*weight_files(part), part / "config.json"] for name, part in parts.items()}
-    files = [file for part in networks_files.values() for file in part]
-    scheduler_config = read_json(folder / "scheduler" / "scheduler_config.json")
-    files.append(folder / "scheduler" / "scheduler_config.json")
-    if not (folder / "tokenizer").is_dir():
-        raise BrokenCheckpoint("tokenizer is missing", reason="CHECKPOINT_INCOMPLETE", field="checkpoint")
-    files += [file for file in (folder / "tokenizer").iterdir() if file.is_file()]
-
-    unet = _load_network(UNet2DConditionModel, parts["unet"], torch_dtype=dtype)
-    vae = _load_network(AutoencoderKL, parts["vae"], torch_dtype=dtype)
-    text_encoder = _load_network(CLIPTextModel, parts["text_encoder"], dtype=dtype)
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    networks = (unet, vae, text_encoder)
-    for network in networks:
-        network.to(device).eval().requires_grad_(False)
-    if device.type == "cpu":
+def adapt(pipeline: StableDiffusionPipeline) -> Model:
+    """See a Stable Diffusion pipeline as a model."""
+    unet, vae, text_encoder, tokenizer = pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.tokenizer
+    if unet.device.type == "cpu":
         # Small convolutions run a fifth faster in this layout on CPUs.
         unet.to(memory_format=torch.channels_last)
         vae.to(memory_format=torch.channels_last)
-
-    scheduler = build_scheduler("", scheduler_config)
+    device, dtype, scheduler = unet.device, unet.dtype, pipeline.scheduler
     prediction_type = scheduler.config.get("prediction_type", "epsilon")
     if prediction_type not in PREDICTION_TYPES or not hasattr(scheduler, "alphas_cumprod"):
         raise BrokenCheckpoint(
@@ -102,10 +84,7 @@ def load(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> C
         latents: Tensor = vae.encode(images.to(device, dtype)).latent_dist.mode()
         return (latents - shift) * scale
 
-    return Checkpoint(
-        name=name,
-        digest=digest_files(files, folder),
-        autoencoder=digest_files(networks_files["vae"], folder),
+    return Model(
         family="StableDiffusionPipeline",
         denoiser=UNetDenoiser(unet, Schedule.from_alphas_cumprod(scheduler.alphas_cumprod), prediction_type),
         scheduler_config={"_class_name": scheduler.__class__.__name__, **dict(scheduler.config)},
@@ -118,19 +97,18 @@ def load(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> C
         encode_prompts=encode_prompts,
         decode=decode,
         encode=encode,
-        parameters=sum(weight.numel() for network in networks for weight in network.parameters()),
+        parameters=sum(weight.numel() for network in (unet, vae, text_encoder) for weight in network.parameters()),
     )
 
 
-def _load_network(kind: Any, folder: Path, **precision: torch.dtype) -> Any:
-    """A network whose every weight is in the folder: the libraries would draw missing ones at random."""
-    network, found = kind.from_pretrained(
-        folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **precision
-    )
-    if missing := sorted(found["missing_keys"]):
-        raise BrokenCheckpoint(
-            f"{folder.name} lacks {len(missing)} weights, {missing[0]} among them",
-            reason="CHECKPOINT_INCOMPLETE",
-            field="checkpoint",
-        )
-    return network
+STABLE_DIFFUSION = Family(
+    pipeline=StableDiffusionPipeline,
+    parts={
+        "unet": (UNet2DConditionModel,),
+        "vae": (AutoencoderKL,),
+        "text_encoder": (CLIPTextModel,),
+        "tokenizer": (CLIPTokenizer,),
+        "scheduler": (SchedulerMixin,),
+    },
+    adapt=adapt,
+)

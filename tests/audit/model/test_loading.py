@@ -268,14 +268,17 @@ def test_a_rectangular_unet_has_rectangular_defaults(tmp_path: Path) -> None:
 
 
 def test_code_in_the_folder_is_never_run(tmp_path: Path) -> None:
-    """Python files that a checkpoint brings along stay closed."""
+    """Python files that a checkpoint brings along stay closed, and one that needs them is refused."""
     folder = copy_demo(tmp_path / "copy")
     for place in (folder, folder / "unet", folder / "tokenizer"):
         for name in ("pipeline.py", "modeling.py", "tokenization.py", "__init__.py"):
             (place / name).write_text(f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n")
+    load_checkpoint(folder)
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps({**index, "unet": ["pipeline", "MyUNet"]}))
-    load_checkpoint(folder)
+    error = refused(folder)
+    assert error.reason == "CHECKPOINT_FAMILY_UNSUPPORTED"
+    assert "MyUNet" in str(error)
     assert not (tmp_path / "ran").exists()
 
 
