@@ -56,11 +56,13 @@ class Checkpoint(Model):
         name: what people call it.
         digest: "sha256:…" over the weights and configurations that were loaded.
         autoencoder: "sha256:…" of its autoencoder alone, which checkpoints may have in common.
+        source: what it was loaded from, without folders; see `audit.model.checkpoint_source`.
     """
 
     name: str
     digest: str
     autoencoder: str
+    source: str = ""
 
     def latent_shape(self, settings: SamplerSettings) -> tuple[int, int, int]:
         """Shape of one latent row at an image size."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,8 @@ Reason = Literal[
     "CHECKPOINT_FAMILY_UNSUPPORTED",
     "CHECKPOINT_INCOMPLETE",
     "CHECKPOINT_PICKLED",
+    "CHECKPOINT_QUANTIZATION_UNSUPPORTED",
+    "CHECKPOINT_SCHEDULER_UNSUPPORTED",
     "CHECKPOINT_TOO_LARGE",
     "CHECKPOINT_UNSAFE",
 ]
@@ -99,30 +101,16 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def weight_files(component: Path) -> list[Path]:
-    """The safetensors files of one component.
-
-    Raises:
-        BrokenCheckpoint: there are none; pickled weights get a reason of their own.
-    """
-    safe = sorted(component.glob("*.safetensors"))
-    if safe:
-        return safe
-    pickled = [path.name for path in sorted(component.glob("*")) if path.suffix in PICKLES]
-    if pickled:
-        raise broken(
-            f"{component.name}/{pickled[0]} is a pickled weight file, which can run code when it is read; "
-            "convert the checkpoint to safetensors",
-            "CHECKPOINT_PICKLED",
-        )
-    raise broken(f"{component.name} has no weights", "CHECKPOINT_INCOMPLETE")
-
-
-def digest_files(files: Sequence[Path], root: Path) -> str:
+def digest_files(files: Mapping[str, Path]) -> str:
     """SHA-256, as "sha256:…", over names and contents, in the order of the names."""
-    total = hashlib.sha256()
-    for path in sorted(files):
+    lines = []
+    for name, path in sorted(files.items()):
         with path.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
-        total.update(f"{path.relative_to(root).as_posix()} {content}\n".encode())
-    return f"sha256:{total.hexdigest()}"
+            lines.append(f"{name} {hashlib.file_digest(stream, 'sha256').hexdigest()}")
+    return digest_lines(lines)
+
+
+def digest_lines(lines: Iterable[str]) -> str:
+    """SHA-256, as "sha256:…", over lines."""
+    text = "".join(f"{line}\n" for line in lines)
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"

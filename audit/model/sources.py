@@ -1,4 +1,4 @@
-"""A diffusers pipeline object from the files of a folder, and which files these were.
+"""A diffusers pipeline object from wherever a checkpoint is, and which files it was made of.
 
 The family says which classes a pipeline is made of, all of them of diffusers and transformers. What the folder says of
 classes is compared with that and never looked up; code in it is never run.
@@ -8,21 +8,28 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from diffusers import ModelMixin, SchedulerMixin
-from transformers import PreTrainedModel
+from diffusers import SchedulerMixin
 
-from audit.errors import BrokenCheckpoint
+from audit.errors import NotFound
+from audit.model.adapters import add_adapters
+from audit.model.checkpoint_source import CheckpointSource, find_repository
 from audit.model.families import find_family
 from audit.model.families.family import Family
-from audit.model.files import digest_files, read_json, weight_files
+from audit.model.files import PICKLES, broken, digest_files, digest_lines, read_json, shown
+from audit.model.hub import locate
+from audit.model.networks import is_network, load_network, vet_weights, weight_files
+from audit.model.single_file import load_networks
+from audit.model.vetting import vet_folder, vet_part
 
 INDEX = "model_index.json"
+#: Names of the files of a part, as digests have them, to the files.
+Files = Mapping[str, Path]
 
 
 @dataclass(frozen=True)
@@ -33,37 +40,46 @@ class Source:
         pipeline: of diffusers, its networks on their device, in evaluation mode and without gradients.
         family: its kind.
         files: that it was made of, by part; what is no part's under "".
-        root: folder that the names of the files are relative to.
+        added: digests of the adapters on top and how they are used, in this order.
+        source: where it is from, with the commit of a repository.
     """
 
     pipeline: Any
     family: Family
-    files: Mapping[str, Sequence[Path]]
-    root: Path
+    files: Mapping[str, Files]
+    added: Sequence[str]
+    source: CheckpointSource
 
     @property
     def digest(self) -> str:
-        """Over all files, as "sha256:…"."""
-        return digest_files([file for files in self.files.values() for file in files], self.root)
+        """Over all files and adapters, as "sha256:…"."""
+        own = digest_files({name: path for files in self.files.values() for name, path in files.items()})
+        return digest_lines([own, *self.added]) if self.added else own
 
     @property
     def autoencoder_digest(self) -> str:
         """Over the files of the autoencoder, as "sha256:…"; over none for a model of pixels."""
-        return digest_files(self.files.get(self.family.autoencoder, ()), self.root)
+        return digest_files(self.files.get(self.family.autoencoder, {}))
 
 
-def open_folder(folder: Path, device: torch.device, dtype: torch.dtype) -> Source:
-    """Load the pipeline of a diffusers folder. Only safetensors weights are read.
+def open_source(source: CheckpointSource, device: torch.device, dtype: torch.dtype) -> Source:
+    """Load a pipeline. Only safetensors weights are read, and only after they were looked through.
 
     Args:
-        folder: holds model_index.json.
+        source: where it is.
         device: where the networks go.
         dtype: their precision.
 
     Raises:
-        BrokenCheckpoint: the folder is of no supported family, incomplete, or its weights are pickled.
+        NotFound: there is no such folder, file or repository.
+        BrokenCheckpoint: it is of no supported family, incomplete, unsafe, or its weights are pickled.
         Exception: whatever the libraries raise for a damaged file.
     """
+    base = locate(source.base, source.variant)
+    if find_repository(source.base):
+        source = replace(source, base=f"{source.base.partition('@')[0]}@{base.name}")
+    folder = _configurations(source, base)
+    vet_folder(folder)
     index = read_json(folder / INDEX)
     family = find_family(index.get("_class_name"))
     kinds = {
@@ -71,23 +87,103 @@ def open_folder(folder: Path, device: torch.device, dtype: torch.dtype) -> Sourc
         for part, known in family.parts.items()
         if _is_there(family, index, part)
     }
-    files = {part: _files(folder, part, kind) for part, kind in kinds.items()}
-    parts = {part: _load_part(kind, folder / part, device, dtype) for part, kind in kinds.items()}
+    places = {part: folder / part for part in kinds}
+    if source.vae:
+        places[family.autoencoder] = _autoencoder(source.vae, family)
+    single = []
+    if base.is_file():
+        single = [part for part, kind in kinds.items() if is_network(kind) and places[part] == folder / part]
+    files: dict[str, Files] = {}
+    parts: dict[str, Any] = {}
+    for part, kind in kinds.items():  # all of them, before memory is taken for one
+        if is_network(kind) and not places[part].is_file() and part not in single:
+            vet_weights(kind, places[part], source.variant)
+    if single:
+        parts |= load_networks(base, family.pipeline, {part: kinds[part] for part in single}, folder, dtype)
+        files |= {part: {f"{part}/config.json": folder / part / "config.json"} for part in single}
+        files |= {part: {**files[part], "model.safetensors": base} for part in single}
+    for part, kind in kinds.items():
+        if part in parts:
+            continue
+        if places[part].suffix == ".safetensors":  # an autoencoder of the original layout
+            parts |= load_networks(places[part], kind, {part: kind}, folder, dtype)
+            files[part] = {
+                f"{part}/config.json": folder / part / "config.json",
+                f"{part}/model.safetensors": places[part],
+            }
+        else:
+            parts[part] = _load_part(kind, places[part], dtype, source.variant)
+            files[part] = {f"{part}/{file.name}": file for file in _files(places[part], part, kind, source.variant)}
     options = {name: index[name] for name in family.options if name in index}
     if family.options:
-        files[""] = [folder / INDEX]
-    return Source(_make(family, parts, options), family, files, folder)
+        files[""] = {INDEX: folder / INDEX}
+    pipeline = _make(family, parts, options)
+    added = add_adapters(pipeline, source)
+    for part, kind in kinds.items():
+        if is_network(kind):
+            getattr(pipeline, part).to(device).eval().requires_grad_(False)
+    return Source(pipeline, family, files, added, source)
+
+
+def _configurations(source: CheckpointSource, base: Path) -> Path:
+    """The folder with the configurations.
+
+    Raises:
+        NotFound: it is not there, or neither is the checkpoint.
+        BrokenCheckpoint: the checkpoint is pickled, or a single file without configurations.
+    """
+    if base.is_dir():
+        return base
+    if not base.is_file() or base.suffix not in (".safetensors", *PICKLES):
+        raise _not_found("checkpoint folder or .safetensors file", base)
+    if base.suffix in PICKLES:
+        raise broken(
+            f"{base.name} is a pickled weight file, which can run code when it is read; convert it to safetensors",
+            "CHECKPOINT_PICKLED",
+        )
+    if not source.config:
+        raise broken(
+            f"{base.name} is a single file: say whose configurations and tokenizers it shares, as in "
+            f"{base.name},config=FOLDER",
+            "CHECKPOINT_INCOMPLETE",
+        )
+    folder = locate(source.config, weights=False)
+    if not folder.is_dir():
+        raise _not_found("folder of configurations", folder)
+    return folder
+
+
+def _autoencoder(place: str, family: Family) -> Path:
+    """The folder, or the single file, of an autoencoder that replaces a pipeline's own.
+
+    Raises:
+        NotFound: it is not there.
+        BrokenCheckpoint: the family has none, or it is of another kind.
+    """
+    if not family.autoencoder:
+        raise broken(f"a {family.pipeline.__name__} has no autoencoder to replace", "CHECKPOINT_FAMILY_UNSUPPORTED")
+    path = locate(place)
+    if path.is_file() and path.suffix == ".safetensors":
+        return path
+    if not path.is_dir():
+        raise _not_found("autoencoder", path)
+    part = path / family.autoencoder if (path / INDEX).exists() else path
+    vet_part(part, path)
+    named = read_json(part / "config.json").get("_class_name")
+    kinds = family.parts[family.autoencoder]
+    if named not in (kind.__name__ for kind in kinds):
+        raise broken(
+            f"{path.name} is a {shown(named)}; supported: {', '.join(kind.__name__ for kind in kinds)}",
+            "CHECKPOINT_FAMILY_UNSUPPORTED",
+        )
+    return part
 
 
 def _is_there(family: Family, index: Mapping[str, Any], part: str) -> bool:
     """Whether a pipeline has a part: the index says null, twice, of one that is left out."""
     absent = index.get(part, [None]) in (None, [None, None]) or (part in family.optional and part not in index)
     if absent and part not in family.optional:
-        raise BrokenCheckpoint(
-            f"{part} is left out, which a {family.pipeline.__name__} needs",
-            reason="CHECKPOINT_FAMILY_UNSUPPORTED",
-            field="checkpoint",
-        )
+        raise broken(f"{part} is left out, which a {family.pipeline.__name__} needs", "CHECKPOINT_FAMILY_UNSUPPORTED")
     return not absent
 
 
@@ -104,10 +200,9 @@ def _kind(index: Mapping[str, Any], part: str, kinds: Sequence[type[Any]], folde
         # Fast tokenizers are named after the slow ones since transformers 5.
         found = next((kind for kind in kinds if named in (kind.__name__, f"{kind.__name__}Fast")), None)
     if found is None:
-        raise BrokenCheckpoint(
-            f"{part} is a {named!r}; supported: {', '.join(kind.__name__ for kind in kinds)}",
-            reason="CHECKPOINT_SCHEDULER_UNSUPPORTED" if scheduler else "CHECKPOINT_FAMILY_UNSUPPORTED",
-            field="checkpoint",
+        raise broken(
+            f"{part} is a {shown(named)}; supported: {', '.join(kind.__name__ for kind in kinds)}",
+            "CHECKPOINT_SCHEDULER_UNSUPPORTED" if scheduler else "CHECKPOINT_FAMILY_UNSUPPORTED",
         )
     return found
 
@@ -116,49 +211,24 @@ def _is_scheduler(kinds: Sequence[type[Any]]) -> bool:
     return all(issubclass(kind, SchedulerMixin) for kind in kinds)
 
 
-def _is_network(kind: type[Any]) -> bool:
-    return issubclass(kind, ModelMixin | PreTrainedModel)
-
-
-def _files(folder: Path, part: str, kind: type[Any]) -> list[Path]:
+def _files(folder: Path, part: str, kind: type[Any], variant: str) -> list[Path]:
     """The files that a part is made of."""
-    if _is_network(kind):
-        return [*weight_files(folder / part), folder / part / "config.json"]
+    if is_network(kind):
+        return [*weight_files(folder, kind, variant), folder / "config.json"]
     if _is_scheduler([kind]):
-        return [folder / part / "scheduler_config.json"]
-    if not (folder / part).is_dir():
-        raise BrokenCheckpoint(f"{part} is missing", reason="CHECKPOINT_INCOMPLETE", field="checkpoint")
-    return [file for file in (folder / part).iterdir() if file.is_file()]
+        return [folder / "scheduler_config.json"]
+    return [file for file in folder.iterdir() if file.is_file()]
 
 
-def _load_part(kind: type[Any], folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
+def _load_part(kind: type[Any], folder: Path, dtype: torch.dtype, variant: str) -> Any:
+    if is_network(kind):
+        return load_network(kind, folder, dtype, variant)
+    if not folder.is_dir():
+        raise broken(f"{folder.name} is missing", "CHECKPOINT_INCOMPLETE")
     if _is_scheduler([kind]):
         config = read_json(folder / "scheduler_config.json")
         return kind.from_config({name: value for name, value in config.items() if name != "_class_name"})
-    if not _is_network(kind):
-        return kind.from_pretrained(folder, local_files_only=True)
-    precision = {"torch_dtype" if issubclass(kind, ModelMixin) else "dtype": dtype}
-    network = load_network(kind, folder, **precision)
-    network.to(device).eval().requires_grad_(False)
-    return network
-
-
-def load_network(kind: type[Any], folder: Path, **precision: torch.dtype) -> Any:
-    """A network whose every weight is in the folder: the libraries would draw missing ones at random.
-
-    Raises:
-        BrokenCheckpoint: a weight is missing.
-    """
-    network, found = kind.from_pretrained(
-        folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **precision
-    )
-    if missing := sorted(found["missing_keys"]):
-        raise BrokenCheckpoint(
-            f"{folder.name} lacks {len(missing)} weights, {missing[0]} among them",
-            reason="CHECKPOINT_INCOMPLETE",
-            field="checkpoint",
-        )
-    return network
+    return kind.from_pretrained(folder, local_files_only=True)
 
 
 def _make(family: Family, parts: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
@@ -168,3 +238,7 @@ def _make(family: Family, parts: Mapping[str, Any], options: Mapping[str, Any]) 
     # diffusers says at length what it thinks of a pipeline without a safety checker.
     unwanted = {name: False for name in ("requires_safety_checker", "add_watermarker") if name in accepted}
     return family.pipeline(**{**needed, **unwanted, **options, **parts})
+
+
+def _not_found(what: str, path: Path) -> NotFound:
+    return NotFound(f"no {what} {path.name!r}", reason="CHECKPOINT_NOT_FOUND", field="checkpoint")

@@ -58,21 +58,33 @@ def vet_folder(folder: Path) -> None:
         BrokenCheckpoint: with the reason CHECKPOINT_UNSAFE, CHECKPOINT_PICKLED, CHECKPOINT_TOO_LARGE,
             CHECKPOINT_DAMAGED or CHECKPOINT_INCOMPLETE.
     """
-    roots = _roots(folder)
     for name in ("model_index.json", "calibration.json"):
         if os.path.lexists(folder / name):
-            _vet_entry(folder / name, folder, roots)
+            _vet_entry(folder / name, folder, _roots(folder))
     for part in vet_components(read_json(folder / "model_index.json")):
-        for path in _files(folder / part, folder, roots):
-            inside = path.relative_to(folder).as_posix()
-            if path.name in REDIRECTIONS:
-                raise broken(f"{inside} names another model", "CHECKPOINT_UNSAFE")
-            if part.startswith("tokenizer"):
-                _vet_tokenizer_file(path, inside)
-            elif path.name.endswith(".safetensors.index.json"):
-                vet_index(path)
-            elif path.suffix == ".json":
-                vet_config(path, inside)
+        vet_part(folder / part, folder)
+
+
+def vet_part(part: Path, folder: Path) -> None:
+    """Look through the folder of one component, if it is there.
+
+    Args:
+        part: `folder` itself, or a folder in it.
+        folder: that links may not leave.
+
+    Raises:
+        BrokenCheckpoint: see `vet_folder`.
+    """
+    for path in _files(part, folder):
+        inside = path.relative_to(folder).as_posix()
+        if path.name in REDIRECTIONS:
+            raise broken(f"{inside} names another model", "CHECKPOINT_UNSAFE")
+        if part.name.startswith("tokenizer"):
+            _vet_tokenizer_file(path, inside)
+        elif ".safetensors.index." in path.name:
+            vet_index(path)
+        elif path.suffix == ".json":
+            vet_config(path, inside)
 
 
 def vet_components(index: Mapping[str, Any]) -> list[str]:
@@ -208,16 +220,17 @@ def _at_most(numbers: int, tensors: int, name: str) -> Iterator[None]:
             hook.remove()
 
 
-def _files(part: Path, folder: Path, roots: tuple[Path, ...]) -> Iterator[Path]:
+def _files(part: Path, folder: Path) -> Iterator[Path]:
     """The files of one part of a folder, without those in hidden folders; none where it is not there.
 
     Raises:
         BrokenCheckpoint: there are too many, or something else than files, folders and links to files within.
     """
-    waiting, count = [(part, 0)] if os.path.lexists(part) else [], 0
+    roots, waiting, count = _roots(folder), [(part, 0)] if os.path.lexists(part) else [], 0
     while waiting:
         place, level = waiting.pop()
-        _vet_entry(place, folder, roots)
+        if place != folder:  # the operator may well have made a link of that
+            _vet_entry(place, folder, roots)
         if place.is_file():
             yield place
             continue

@@ -183,4 +183,4 @@ def test_every_value_that_passes_describes_the_file(tmp_path: Path) -> None:
         assert sum(one.end - one.begin for one in found.values()) == 32
 
     check()
-    assert 0 < sum(refused)
+    assert any(refused)

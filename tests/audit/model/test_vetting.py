@@ -116,7 +116,8 @@ def test_folders_without_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(
-    "value", [["pipeline", "MyUNet"], ["unet", "MyUNet"], ["../evil", "X"], ["diffusers"], [], [["diffusers"], "X"], [1, 2]]
+    "value",
+    [["pipeline", "MyUNet"], ["unet", "MyUNet"], ["../evil", "X"], ["diffusers"], [], [["diffusers"], "X"], [1, 2]],
 )
 def test_components_of_other_libraries(folder: Path, value: list[Any]) -> None:
     """A class from the folder itself, or from any other package, is refused."""
@@ -153,7 +154,7 @@ def test_configurations_that_ask_for_code(folder: Path, place: str, values: dict
 
 
 def test_an_adapter_in_the_folder_names_another_model(folder: Path) -> None:
-    """transformers would load what such a file calls its base."""
+    """A library would load what such a file calls its base."""
     (folder / "text_encoder" / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/else"}')
     assert reason(folder) == "CHECKPOINT_UNSAFE"
 
@@ -192,7 +193,12 @@ def test_infinite_settings_of_schedulers(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b'{"a": "' + b"x" * 2**21 + b'"}', b'{"a": [' + b"1," * 2**16 + b"1]}", b'{"a":' * 10**5, b'{"a":' * 40 + b"1" + b"}" * 40],
+    [
+        b'{"a": "' + b"x" * 2**21 + b'"}',
+        b'{"a": [' + b"1," * 2**16 + b"1]}",
+        b'{"a":' * 10**5,
+        b'{"a":' * 40 + b"1" + b"}" * 40,
+    ],
 )
 @pytest.mark.parametrize("place", ["model_index.json", "unet/config.json", "tokenizer/tokenizer_config.json"])
 def test_long_and_deep_json(folder: Path, place: str, content: bytes) -> None:
@@ -207,7 +213,9 @@ def test_keys_that_stand_there_twice(folder: Path) -> None:
     assert reason(folder) == "CHECKPOINT_INCOMPLETE"
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer_config.json"]
+)
 def test_tokenizers_of_a_terabyte(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The size of a tokenizer's file is looked at before the file is read."""
     path = folder / "tokenizer" / name
@@ -353,7 +361,7 @@ def test_networks_larger_than_their_files(part: str, values: dict[str, Any], mon
         assert len(made) <= 2 * len(entries) + 65
     else:
         vet_network(lambda: networks()[part](config), entries, part)
-        assert len(made) > 100
+        assert len(made) >= len(entries)
 
 
 def test_tables_of_positions_are_no_weights() -> None:
@@ -382,7 +390,11 @@ def test_other_threads_are_not_counted() -> None:
 
 @pytest.mark.parametrize(
     ("part", "values"),
-    [("unet", {"layers_per_block": 2**19}), ("vae", {"latent_channels": 2**19}), ("text_encoder", {"hidden_size": 2**19})],
+    [
+        ("unet", {"layers_per_block": 2**19}),
+        ("vae", {"latent_channels": 2**19}),
+        ("text_encoder", {"hidden_size": 2**19}),
+    ],
 )
 def test_no_library_reads_weights_of_a_network_that_is_refused(
     folder: Path, part: str, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
