@@ -239,6 +239,7 @@ class Auditor:
             budget=budget,
             checkpoint_name=checkpoint.name,
             checkpoint_digest=checkpoint.digest,
+            checkpoint_source=checkpoint.source,
             family=checkpoint.family,
             reference=self.reference_used(evidence.neighbors, include_images=include_images),
             calibration=self.calibration,

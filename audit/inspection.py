@@ -75,6 +75,7 @@ class Inspection:
         way_back: the sampler that the basin was measured with.
         checkpoint_name: of the checkpoint.
         checkpoint_digest: of its weights.
+        checkpoint_source: what they were loaded from; see `audit.model.checkpoint_source`.
         family: kind of pipeline.
         reference: what it was compared with; None for nothing.
         calibration: as used.
@@ -102,6 +103,7 @@ class Inspection:
     way_back: SamplerSettings
     checkpoint_name: str
     checkpoint_digest: str
+    checkpoint_source: str
     family: str
     reference: ReferenceUsed | None
     calibration: Calibration
@@ -259,6 +261,7 @@ def inspect(
         way_back=back,
         checkpoint_name=checkpoint.name,
         checkpoint_digest=checkpoint.digest,
+        checkpoint_source=checkpoint.source,
         family=checkpoint.family,
         reference=auditor.reference_used(neighbors),
         calibration=calibration,

@@ -88,6 +88,7 @@ class Report:
         budget: as asked for.
         checkpoint_name: of the checkpoint.
         checkpoint_digest: of its weights.
+        checkpoint_source: what they were loaded from; see `audit.model.checkpoint_source`.
         family: kind of pipeline.
         reference: what samples were compared with; None for nothing.
         calibration: as used.
@@ -109,6 +110,7 @@ class Report:
     budget: Budget
     checkpoint_name: str
     checkpoint_digest: str
+    checkpoint_source: str
     family: str
     reference: ReferenceUsed | None
     calibration: Calibration

@@ -357,6 +357,7 @@ def _subject(report: Report | Inspection, delta_m: float, delta_s: float) -> rep
     message = report_pb2.Subject(
         checkpoint=report.checkpoint_name,
         checkpoint_digest=report.checkpoint_digest,
+        checkpoint_source=report.checkpoint_source,
         family=report.family,
         sampler=report_pb2.Sampler(
             scheduler=report.scheduler_class,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from audit.errors import InvalidInput
 
 #: What may follow the checkpoint itself, as `,KEY=VALUE`.
-KEYS = ("variant", "config", "vae", "lora", "embedding")
+KEYS = ("variant", "config", "vae", "calibration", "lora", "embedding")
 #: OWNER/NAME or OWNER/NAME@REVISION, as the hub has them.
 _REPOSITORY = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w-][\w./-]*))?", re.ASCII)
 #: Weight of a LoRA adapter: negative ones turn it round.
@@ -55,6 +55,7 @@ class CheckpointSource:
         config: of a single file: a diffusers folder, or a repository, whose configurations and tokenizers it shares.
         vae: an autoencoder instead of its own: a folder or a repository with one, or a .safetensors file of the
             original layout.
+        calibration: file of its calibration; "" for the one in the base's folder, if nothing lies on top.
         loras: added to the weights, in this order.
         embeddings: textual inversions.
     """
@@ -63,14 +64,15 @@ class CheckpointSource:
     variant: str = ""
     config: str = ""
     vae: str = ""
+    calibration: str = ""
     loras: tuple[Lora, ...] = ()
     embeddings: tuple[Embedding, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> CheckpointSource:
-        """Understand BASE[,variant=NAME][,config=FOLDER][,vae=PLACE][,lora=FILE[:SCALE]]…[,embedding=FILE[:TOKEN]]….
+        """Understand a line such as BASE,variant=NAME,vae=PLACE,lora=FILE:SCALE,lora=FILE,embedding=FILE:TOKEN.
 
-        Commas that no key follows belong to what they stand in.
+        `config` and `calibration` may stand there, too. Commas that no key follows belong to what they stand in.
 
         Raises:
             InvalidInput: a key comes twice that may come once, a value is empty, or a scale is no number.
@@ -98,7 +100,7 @@ class CheckpointSource:
 
     def __str__(self) -> str:
         """The line that `parse` understands."""
-        parts = [f"{key}={value}" for key in KEYS[:3] if (value := getattr(self, key))]
+        parts = [f"{key}={value}" for key in KEYS[:4] if (value := getattr(self, key))]
         parts += [f"lora={one.file}:{one.scale:g}" for one in self.loras]
         parts += [
             f"embedding={one.file}:{one.token}" if one.token else f"embedding={one.file}" for one in self.embeddings
@@ -111,15 +113,25 @@ class CheckpointSource:
         repository = find_repository(self.base)
         path = Path(repository[0] if repository else self.base)
         own = path.stem if path.suffix == ".safetensors" else path.name if repository else path.resolve().name
-        return "+".join([own, *(Path(one.file).stem for one in (*self.loras, *self.embeddings))])
+        on_top = [one.file for one in self.loras] + [one.file for one in self.embeddings]
+        return "+".join([own, *(Path(file).stem for file in on_top)])
+
+    @property
+    def calibration_file(self) -> Path | None:
+        """Where its calibration is, or may be written; None where nobody said, and it is no folder alone."""
+        if self.calibration:
+            return Path(self.calibration)
+        # That in a folder is of the folder's own weights.
+        alone = self == CheckpointSource(self.base) and not find_repository(self.base) and not Path(self.base).is_file()
+        return Path(self.base) / "calibration.json" if alone else None
 
     def told(self) -> str:
-        """The line without folders, for those who may not know where things are."""
+        """The line without folders, for those who may not know where things are, and without the calibration."""
 
         def bare(place: str) -> str:
             return place if not place or find_repository(place) else Path(place).resolve().name
 
-        return str(self._moved(bare))
+        return str(replace(self._moved(bare), calibration=""))
 
     def absolute(self) -> CheckpointSource:
         """The same with absolute paths, for processes at work elsewhere."""
@@ -135,6 +147,7 @@ class CheckpointSource:
             self.variant,
             move(self.config),
             move(self.vae),
+            move(self.calibration),
             tuple(Lora(move(one.file), one.scale) for one in self.loras),
             tuple(Embedding(move(one.file), one.token) for one in self.embeddings),
         )

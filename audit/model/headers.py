@@ -6,15 +6,12 @@ of JSON that give each tensor's dtype, shape and place; then the tensors, withou
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from audit.errors import BrokenCheckpoint
 from audit.model.files import broken, parse_json, shown
@@ -103,20 +100,6 @@ def read_headers(files: Sequence[Path]) -> dict[str, Entry]:
 def elements(entries: Mapping[str, Entry]) -> int:
     """Numbers in tensors, together."""
     return sum(math.prod(entry.shape) for entry in entries.values())
-
-
-def weights_bytes(folder: Path, dtype: torch.dtype) -> int:
-    """Bytes that the weights of a pipeline take in memory, from the headers of its safetensors files.
-
-    Args:
-        folder: of the pipeline. Files that cannot be read count nothing: loading says what is wrong with them.
-        dtype: that the weights will have.
-    """
-    total = 0
-    for file in folder.glob("*/*.safetensors"):
-        with contextlib.suppress(BrokenCheckpoint):
-            total += elements(read_header(file))
-    return total * dtype.itemsize
 
 
 def _entry(path: Path, name: str, value: Any) -> Entry:

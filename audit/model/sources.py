@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ import diffusers
 import torch
 from diffusers import SchedulerMixin
 
-from audit.errors import NotFound
+from audit.errors import AuditError, NotFound
 from audit.model.adapters import add_adapters
 from audit.model.checkpoint_source import CheckpointSource, find_repository
 from audit.model.families import find_family
 from audit.model.families.family import Family
 from audit.model.files import PICKLES, broken, digest_files, digest_lines, read_json, shown
+from audit.model.headers import elements, read_header, read_headers
 from audit.model.hub import locate
 from audit.model.networks import is_network, load_network, vet_weights, weight_files
 from audit.model.single_file import load_networks
@@ -123,6 +125,26 @@ def open_source(source: CheckpointSource, device: torch.device, dtype: torch.dty
         if is_network(kind):
             getattr(pipeline, part).to(device).eval().requires_grad_(False)
     return Source(pipeline, family, files, added, source)
+
+
+def weights_bytes(source: CheckpointSource, dtype: torch.dtype) -> int:
+    """Bytes that the weights of a checkpoint take in memory, from the headers of its files.
+
+    Args:
+        source: where it is. Files that are not there or cannot be read count nothing: loading says what is wrong.
+        dtype: that the weights will have.
+    """
+    total = 0
+    with suppress(AuditError):
+        base = locate(source.base, source.variant)
+        if base.is_file():
+            return elements(read_header(base)) * dtype.itemsize
+        for part, kinds in find_family(read_json(base / INDEX).get("_class_name")).parts.items():
+            if is_network(kinds[0]):
+                with suppress(AuditError):
+                    files = weight_files(base / part, kinds[0], source.variant)
+                    total += elements(read_headers([file for file in files if file.suffix == ".safetensors"]))
+    return total * dtype.itemsize
 
 
 def _configurations(source: CheckpointSource, base: Path) -> Path:

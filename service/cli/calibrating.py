@@ -61,8 +61,7 @@ def calibrate(
     with messages().status("loading the checkpoint"):
         from audit.auditor import Auditor
         from audit.calibrate import calibrate
-        from audit.demo import CHECKPOINT
-        from service.local import DEMO, open_checkpoint, open_reference
+        from service.local import DEMO, find_source, open_checkpoint, open_reference
 
         loaded, _ = open_checkpoint(checkpoint, device, dtype)
         auditor = Auditor(loaded, open_reference(reference) if reference else None)
@@ -77,9 +76,10 @@ def calibrate(
         )
         for text in texts:
             auditor.check_prompt(text)
-    target = out or (CHECKPOINT if checkpoint == DEMO else Path(checkpoint)) / "calibration.json"
-    if checkpoint == DEMO and out is None:
-        raise InvalidInput("name a file with --out: the demo has its calibration", reason="OUT_REQUIRED", field="out")
+    target = out or find_source(checkpoint).calibration_file
+    if target is None or (checkpoint == DEMO and out is None):
+        why = "the demo has its calibration" if checkpoint == DEMO else "the checkpoint is no folder alone"
+        raise InvalidInput(f"name a file with --out: {why}", reason="OUT_REQUIRED", field="out")
     with progress_bar() as bar:
         bar.live.transient = True
         bar.disable = not bar.console.is_terminal
