@@ -6,7 +6,6 @@ so that whoever differentiates the network sees one network, and evaluations cos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from torch import Tensor
 
 from audit.errors import NotFound
 from audit.model.checkpoint_source import CheckpointSource, Embedding, Lora
-from audit.model.denoiser import Condition
 from audit.model.files import PICKLES, Reason, broken, digest_files, shown
 from audit.model.headers import read_header
 
@@ -39,16 +37,6 @@ def add_adapters(pipeline: Any, source: CheckpointSource) -> list[str]:
         BrokenCheckpoint: a file is pickled, damaged, or of another architecture.
     """
     return [_fuse(pipeline, one) for one in source.loras] + [_add_words(pipeline, one) for one in source.embeddings]
-
-
-def with_words(pipeline: Any, encode: Callable[[Sequence[str]], Condition]) -> Callable[[Sequence[str]], Condition]:
-    """An encoder of prompts that knows the words of textual inversions: those of several vectors stand for as many.
-
-    Args:
-        pipeline: that has the words.
-        encode: its encoder of prompts.
-    """
-    return lambda prompts: encode(pipeline.maybe_convert_prompt(list(prompts), pipeline.tokenizer))
 
 
 def _fuse(pipeline: Any, lora: Lora) -> str:

@@ -70,8 +70,9 @@ def read_header(path: Path) -> dict[str, Entry]:
             raw, f"the header of {path.name}", most_bytes=MAX_HEADER_BYTES, most_values=MAX_HEADER_VALUES
         )
     except BrokenCheckpoint as error:
-        reason = "CHECKPOINT_TOO_LARGE" if error.reason == "CHECKPOINT_TOO_LARGE" else "CHECKPOINT_DAMAGED"
-        raise broken(str(error), reason) from None
+        if error.reason == "CHECKPOINT_TOO_LARGE":
+            raise
+        raise broken(str(error), "CHECKPOINT_DAMAGED") from None
     notes = found.pop("__metadata__", {})
     if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
         raise _damaged(path, "has notes in its header that are no text")

@@ -9,10 +9,8 @@ from pathlib import Path
 import torch
 
 from audit.errors import AuditError, BrokenCheckpoint
-from audit.model.adapters import with_words
 from audit.model.checkpoint import Checkpoint
 from audit.model.checkpoint_source import CheckpointSource
-from audit.model.sampling import SamplerSettings
 from audit.model.sources import Source, open_source
 
 #: Side of the latents of the image that is drawn when a checkpoint was loaded, and its steps.
@@ -63,8 +61,6 @@ def see(source: Source, name: str) -> Checkpoint:
         BrokenCheckpoint: its parts do not fit together.
     """
     model = source.family.adapt(source.pipeline)
-    if source.source.embeddings:
-        model = replace(model, encode_prompts=with_words(source.pipeline, model.encode_prompts))
     return Checkpoint(
         **vars(model),
         name=name,
@@ -78,11 +74,16 @@ def _try_out(checkpoint: Checkpoint) -> None:
     """Draw one small image: parts that do not fit together fail here, and the first audit finds everything warm."""
     side = TRIAL_CELLS * checkpoint.size_factor
     steps = min(TRIAL_STEPS, len(checkpoint.denoiser.schedule))
-    settings = SamplerSettings(steps=steps, guidance=1.0, height=side, width=side)
+    settings = replace(checkpoint.defaults, steps=steps)
+    if not checkpoint.fixed_size:
+        settings = replace(settings, height=side, width=side)
+    if not settings.embedded:
+        settings = replace(settings, guidance=1.0)
     condition = checkpoint.encode_prompts([""])
     drawn = checkpoint.sample(settings, condition, condition, [0])
     image = checkpoint.decode(drawn.latents)
-    if image.shape != (1, checkpoint.image_channels, side, side) or image.shape[1] not in (1, 3):
+    shape = (1, checkpoint.image_channels, settings.height, settings.width)
+    if image.shape != shape or image.shape[1] not in (1, 3):
         raise ValueError(f"the autoencoder decodes to {tuple(image.shape[1:])}")
     if checkpoint.encode(image).shape != drawn.latents.shape:
         raise ValueError("the autoencoder encodes to other latents than it decodes")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -48,7 +49,7 @@ def load_networks(
                 (copy / path.relative_to(folder)).parent.mkdir(exist_ok=True)
                 shutil.copyfile(path, copy / path.relative_to(folder))
         for part, network in parts.items():
-            vet_network(lambda network=network, part=part: bare_network(network, copy / part), entries, part)
+            vet_network(partial(bare_network, network, copy / part), entries, part)
         options = {"config": str(copy), "local_files_only": True, "torch_dtype": dtype}
         if issubclass(kind, DiffusionPipeline):
             # What has no weights in the file is not asked for.

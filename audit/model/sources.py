@@ -193,7 +193,7 @@ def _autoencoder(place: str, family: Family) -> Path:
     vet_part(part, path)
     named = read_json(part / "config.json").get("_class_name")
     kinds = family.parts[family.autoencoder]
-    if named not in (kind.__name__ for kind in kinds):
+    if named not in [kind.__name__ for kind in kinds]:
         raise broken(
             f"{path.name} is a {shown(named)}; supported: {', '.join(kind.__name__ for kind in kinds)}",
             "CHECKPOINT_FAMILY_UNSUPPORTED",

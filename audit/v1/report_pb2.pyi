@@ -262,7 +262,7 @@ class Spectrum(_message.Message):
     def __init__(self, trace: _Optional[float] = ..., trace_error: _Optional[float] = ..., flat_share: _Optional[float] = ..., log_volume: _Optional[float] = ..., top: _Optional[_Iterable[float]] = ..., bottom: _Optional[_Iterable[float]] = ..., asymmetry: _Optional[float] = ...) -> None: ...
 
 class Subject(_message.Message):
-    __slots__ = ("checkpoint", "checkpoint_digest", "family", "reference", "reference_digest", "reference_size", "reference_complete", "sampler", "definition_samples", "calibration", "embedder_digest", "budget")
+    __slots__ = ("checkpoint", "checkpoint_digest", "family", "reference", "reference_digest", "reference_size", "reference_complete", "sampler", "definition_samples", "calibration", "embedder_digest", "budget", "checkpoint_source")
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
@@ -275,6 +275,7 @@ class Subject(_message.Message):
     CALIBRATION_FIELD_NUMBER: _ClassVar[int]
     EMBEDDER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     BUDGET_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_SOURCE_FIELD_NUMBER: _ClassVar[int]
     checkpoint: str
     checkpoint_digest: str
     family: str
@@ -287,7 +288,8 @@ class Subject(_message.Message):
     calibration: CalibrationInfo
     embedder_digest: str
     budget: Budget
-    def __init__(self, checkpoint: _Optional[str] = ..., checkpoint_digest: _Optional[str] = ..., family: _Optional[str] = ..., reference: _Optional[str] = ..., reference_digest: _Optional[str] = ..., reference_size: _Optional[int] = ..., reference_complete: _Optional[bool] = ..., sampler: _Optional[_Union[Sampler, _Mapping]] = ..., definition_samples: _Optional[int] = ..., calibration: _Optional[_Union[CalibrationInfo, _Mapping]] = ..., embedder_digest: _Optional[str] = ..., budget: _Optional[_Union[Budget, _Mapping]] = ...) -> None: ...
+    checkpoint_source: str
+    def __init__(self, checkpoint: _Optional[str] = ..., checkpoint_digest: _Optional[str] = ..., family: _Optional[str] = ..., reference: _Optional[str] = ..., reference_digest: _Optional[str] = ..., reference_size: _Optional[int] = ..., reference_complete: _Optional[bool] = ..., sampler: _Optional[_Union[Sampler, _Mapping]] = ..., definition_samples: _Optional[int] = ..., calibration: _Optional[_Union[CalibrationInfo, _Mapping]] = ..., embedder_digest: _Optional[str] = ..., budget: _Optional[_Union[Budget, _Mapping]] = ..., checkpoint_source: _Optional[str] = ...) -> None: ...
 
 class Budget(_message.Message):
     __slots__ = ("seeds", "minimum_seeds", "first_seed", "curvature")

@@ -15,6 +15,7 @@ that samples can overrule them. All of it is summed over a grid of R and C.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,7 @@ from scipy.stats import beta
 
 from audit.evidence.gathered import Evidence
 from audit.evidence.screening import Screening
+from audit.model.checkpoint import Gap
 from audit.verdict.calibration import Calibration
 from audit.verdict.estimators import Estimators, ShareEstimator, shipped
 from audit.verdict.features import CONTRASTS, measurements, meetings, normalise
@@ -169,6 +171,7 @@ def decide(
     dimension: int,
     definition_samples: int,
     fits: bool,
+    gaps: Sequence[Gap] = (),
     estimators: Estimators | None = None,
 ) -> Decision:
     """Weigh the evidence.
@@ -180,6 +183,7 @@ def decide(
         dimension: of pixel vectors.
         definition_samples: N.
         fits: whether the calibration was made with this checkpoint and sampler.
+        gaps: evidence that is missing.
         estimators: those that ship when None.
     """
     stability, neighbors = evidence.stability, evidence.neighbors
@@ -213,7 +217,7 @@ def decide(
         reasons=tuple(
             _reasons(
                 evidence, shown, posterior, copies, distinct, delta_m, delta_s, reference_complete,
-                definition_samples, fits,
+                definition_samples, fits, gaps,
             )
         ),
         measurements=shown,
@@ -233,9 +237,10 @@ def _against(measured: dict[str, float], calibration: Calibration) -> tuple[Meas
     """Measurements beside what is ordinary. People read contrasts, not their logarithms."""
     shown = []
     for name, value in measured.items():
-        values = (value, *calibration.ordinary[name].range)
-        own, low, high = (math.exp(v) for v in values) if name in CONTRASTS else values
-        shown.append(Measurement(name, own, (low, high)))
+        usual = calibration.ordinary.get(name)
+        values = (value, *(usual.range if usual is not None else ()))
+        own, *ordinary = (math.exp(v) for v in values) if name in CONTRASTS else values
+        shown.append(Measurement(name, own, (ordinary[0], ordinary[1]) if ordinary else None))
     return tuple(shown)
 
 
@@ -312,7 +317,8 @@ def _cells(
     estimator: ShareEstimator, features: dict[str, float], trust: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The distribution of a share in `_CELLS` cells of [0, 1], narrow at its ends: mean within, and mass of each."""
-    mean, concentration = estimator.predict(features), estimator.concentration * trust
+    mean, concentration = estimator.distribution(features)
+    concentration *= trust
     a, b = concentration * mean + 1e-3, concentration * (1 - mean) + 1e-3
     edges = np.sin(np.linspace(0, np.pi / 2, _CELLS + 1)) ** 2
     # E[x; x in a cell] of Beta(a, b) is a/(a + b) times the mass that Beta(a + 1, b) has there.
@@ -332,13 +338,15 @@ def _reasons(
     complete: bool,
     definition_samples: int,
     fits: bool,
+    gaps: Sequence[Gap],
 ) -> list[str]:
     stability, neighbors = evidence.stability, evidence.neighbors
     n = len(stability.mode_of)
     sentences = []
     if neighbors is None:
         sentences.append(
-            "No reference set was searched: whether what recurs is copied is judged by curvature and contrast alone."
+            "No reference set was searched: whether what recurs is copied is judged by "
+            f"{'curvature' if evidence.screening is None else 'curvature and contrast'} alone."
         )
     elif copies:
         images = "one training image" if distinct == 1 else f"{distinct} different training images"
@@ -372,6 +380,7 @@ def _reasons(
                 f"{_SAID[one.name]} {one.value:.2f}, {place} the range of ordinary prompts ({low:.2f} to {high:.2f})."
             )
     sentences.append(f"From this, {1 - posterior.means[2]:.0%} of {definition_samples} samples are expected to recur.")
+    sentences += [gap.reason for gap in gaps if gap.evidence != "explanation"]
     if not fits:
         sentences.append(
             "No calibration of this checkpoint with these sampler settings: thresholds and estimates are rough."

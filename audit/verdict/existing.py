@@ -9,14 +9,10 @@ from numpy.typing import NDArray
 
 from audit.evidence.existing import Found
 from audit.evidence.gathered import Evidence
-from audit.evidence.screening import Screening
 from audit.evidence.stability import cluster
 from audit.verdict.calibration import Calibration
 from audit.verdict.decision import Measurement, decide
 from audit.verdict.rule import CLASSES, DEFINITION_SAMPLES, PhaseClass
-
-#: Stands for what cannot be measured without a prompt, so that the rest can be; nothing of it is used.
-_NO_SCREENING = Screening((), (), np.ones((1, 2)), np.zeros((1, 2)))
 
 
 class Conclusion(NamedTuple):
@@ -45,7 +41,7 @@ def conclude(
         fits: whether the calibration was made with this checkpoint and sampler.
     """
     delta_m, delta_s = calibration.thresholds(dimension)
-    evidence = Evidence(found.screening or _NO_SCREENING, cluster(np.zeros((1, 1)), delta_s), found.smoothed)
+    evidence = Evidence(found.screening, cluster(np.zeros((1, 1)), delta_s), found.smoothed)
     expected = decide(
         evidence,
         calibration,
@@ -54,8 +50,7 @@ def conclude(
         definition_samples=DEFINITION_SAMPLES,
         fits=fits,
     )
-    prompted = found.screening is not None
-    shown = tuple(one for one in expected.measurements if prompted or not one.name.startswith("contrast"))
+    prompted, shown = found.prompted, expected.measurements
     copied = found.near <= delta_m
     met = int((found.draws <= delta_s).sum())
     foreign = found.reconstruction > delta_s or not found.basin.found
@@ -110,7 +105,7 @@ def _reasons(
             f"The autoencoder does not give it back (distance {found.reconstruction:.2f}, {same}): the checkpoint did "
             "not make it as it is, and the rest is about what the autoencoder makes of it."
         )
-    under = "under this prompt" if found.screening is not None else "without a prompt"
+    under = "under this prompt" if found.prompted else "without a prompt"
     if met:
         sentences.append(f"{met} of {len(found.draws)} samples drawn {under} are the same image.")
     if basin.found:
@@ -132,7 +127,7 @@ def _reasons(
                 f"Of the noise added to it, the model finds this share again: {one.value:.2f}; samples of ordinary "
                 f"prompts are at {low:.2f} to {high:.2f}."
             )
-    if found.screening is None:
+    if not found.prompted:
         sentences.append("Without a prompt there is no contrast to judge by: whether it recurs is not estimated.")
     if not fits:
         sentences.append(

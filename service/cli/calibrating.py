@@ -20,7 +20,7 @@ ENOUGH = 30
 
 
 def calibrate(
-    checkpoint: Annotated[str, typer.Option(metavar="FOLDER", help="The checkpoint, or demo.")],
+    checkpoint: Annotated[str, typer.Option(metavar="SOURCE", help=f"The checkpoint, {options.SOURCE}.")],
     prompts: Annotated[
         str, typer.Option(metavar="FILE", help="About 50 ordinary prompts, one a line; - for standard input.")
     ],

@@ -22,6 +22,8 @@ DEFAULT_SERVER = "localhost:50051"
 SAMPLER = "Sampler"
 BUDGET = "Budget"
 RAY = "Ray"
+#: What a source of a checkpoint may be; see `audit.model.checkpoint_source`.
+SOURCE = "a folder, OWNER/NAME@REVISION, or FILE.safetensors,config=FOLDER"
 
 
 def check_where(context: typer.Context, *, local: bool, timeout: float | None, device: str, dtype: str) -> None:

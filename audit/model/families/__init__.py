@@ -13,6 +13,35 @@ from audit.model.families.family import Family
 #: Where each family is, by the class of its pipelines. Only that of the checkpoint at hand is imported.
 FAMILIES: dict[str, str] = {
     "StableDiffusionPipeline": "stable_diffusion:STABLE_DIFFUSION",
+    "LatentConsistencyModelPipeline": "stable_diffusion:LATENT_CONSISTENCY",
+    "StableDiffusionXLPipeline": "stable_diffusion_xl:STABLE_DIFFUSION_XL",
+    "StableDiffusion3Pipeline": "stable_diffusion_3:STABLE_DIFFUSION_3",
+    "FluxPipeline": "flux:FLUX",
+    "PixArtAlphaPipeline": "pixart:PIXART_ALPHA",
+    "PixArtSigmaPipeline": "pixart:PIXART_SIGMA",
+    "DiTPipeline": "dit:DIT",
+    "DDPMPipeline": "unconditional:DDPM",
+    "DDIMPipeline": "unconditional:DDIM",
+    "LDMPipeline": "unconditional:LDM",
+}
+
+
+#: Why pipelines of other kinds are none, by what the names of their classes hold. The first that fits is told.
+UNSUPPORTED: dict[str, str] = {
+    "Inpaint": "which completes a given image",
+    "Fill": "which completes a given image",
+    "ControlNet": "which follows a given image",
+    "Control": "which follows a given image",
+    "Adapter": "which follows a given image",
+    "Img2Img": "which goes on from a given image, as a refiner does",
+    "Upscale": "which goes on from a given image",
+    "InstructPix2Pix": "which changes a given image",
+    "Kontext": "which changes a given image",
+    "Edit": "which changes a given image",
+    "Redux": "which varies a given image",
+    "ImageVariation": "which varies a given image",
+    "Video": "which makes videos",
+    "Audio": "which makes sounds",
 }
 
 
@@ -26,8 +55,9 @@ def find_family(pipeline: object) -> Family:
         BrokenCheckpoint: there is none.
     """
     if not isinstance(pipeline, str) or pipeline not in FAMILIES:
+        why = next((f", {said}" for part, said in UNSUPPORTED.items() if part in str(pipeline)), "")
         raise BrokenCheckpoint(
-            f"the checkpoint is a {pipeline!r}; supported: {', '.join(FAMILIES)}",
+            f"the checkpoint is a {pipeline!r}{why}; supported: {', '.join(FAMILIES)}",
             reason="CHECKPOINT_FAMILY_UNSUPPORTED",
             field="checkpoint",
         )
