@@ -28,7 +28,7 @@ from audit.evidence.screening import Screening
 from audit.model.checkpoint import Gap
 from audit.verdict.calibration import Calibration
 from audit.verdict.estimators import Estimators, ShareEstimator, shipped
-from audit.verdict.features import CONTRASTS, Ordinary, measurements, meetings, normalise
+from audit.verdict.features import CONTRASTS, TRACES, Ordinary, measurements, meetings, normalise
 from audit.verdict.rule import CLASSES, PhaseClass, classify_samples
 
 #: Version of the way from evidence to verdict. Raised whenever the same evidence would give another answer, so that
@@ -198,7 +198,8 @@ def decide(
     measured = measurements(evidence.screening, evidence.smoothed)
     met = meetings(stability, delta_s)
     # What is ordinary on one checkpoint is so on another of the same kind at best.
-    ordinary = calibration.ordinary if fits or not gaps else {}
+    lacking = any(gap.evidence != "explanation" for gap in gaps)
+    ordinary = {} if lacking and not fits else calibration.ordinary
     features = normalise(measured, ordinary) | met
     shown = _against(measured, ordinary) + tuple(Measurement(name, value, None) for name, value in met.items())
     unchecked = neighbors is None or not reference_complete
@@ -219,7 +220,7 @@ def decide(
         reasons=tuple(
             _reasons(
                 evidence, shown, posterior, copies, distinct, delta_m, delta_s, reference_complete,
-                definition_samples, fits, gaps,
+                definition_samples, fits, gaps, features,
             )
         ),
         measurements=shown,
@@ -228,6 +229,8 @@ def decide(
     )  # fmt: skip
 
 
+#: What measurements are of.
+_KINDS = {"curvature": TRACES, "contrast": CONTRASTS}
 #: How the measurements that decide most are said.
 _SAID = {
     "trace_near": "Of the noise added to its samples, the model finds this share again:",
@@ -341,14 +344,16 @@ def _reasons(
     definition_samples: int,
     fits: bool,
     gaps: Sequence[Gap],
+    features: Mapping[str, float],
 ) -> list[str]:
     stability, neighbors = evidence.stability, evidence.neighbors
     n = len(stability.mode_of)
     sentences = []
     if neighbors is None:
+        kinds = [kind for kind, names in _KINDS.items() if features.keys() & set(names)]
         sentences.append(
             "No reference set was searched: whether what recurs is copied is judged by "
-            f"{'curvature' if evidence.screening is None else 'curvature and contrast'} alone."
+            f"{' and '.join(kinds) or 'where seeds meet'} alone."
         )
     elif copies:
         images = "one training image" if distinct == 1 else f"{distinct} different training images"
