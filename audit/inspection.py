@@ -242,7 +242,14 @@ def inspect(
     fits = calibration.fits(checkpoint.digest, sampler)
     complete = None if auditor.reference is None else auditor.reference.complete
     with work.stage("concluding"):
-        concluded = conclude(found, calibration, complete=complete, dimension=own.shape[1], fits=fits)
+        concluded = conclude(
+            found,
+            calibration,
+            complete=complete,
+            dimension=own.shape[1],
+            fits=fits,
+            gaps=checkpoint.gaps(sampler),
+        )
     return Inspection(
         prompt=prompt,
         verdict=concluded.verdict,

@@ -35,6 +35,7 @@ from service.pace import Pace
 from service.sharing import share
 from service.status import NotLoaded, NotReady
 from service.threads import Devices
+from service.wire import gaps_to_proto
 
 
 class LoadedCheckpoint:
@@ -138,6 +139,11 @@ class CheckpointRegistry:
         """Whether audits can use it."""
         return self._find(id_).loaded is not None
 
+    def takes_no_prompt(self, id_: str) -> bool:
+        """Whether it is loaded, and draws images of nothing in particular."""
+        loaded = self._find(id_).loaded
+        return loaded is not None and loaded.checkpoint.prompts == "none"
+
     def pace(self, id_: str) -> float:
         """Seconds that callers wait for an evaluation; 0 where nothing is known of it."""
         loaded = self._find(id_).loaded
@@ -156,6 +162,8 @@ class CheckpointRegistry:
             checkpoint = registered.loaded.checkpoint
             info.digest, info.family, info.parameters = checkpoint.digest, checkpoint.family, checkpoint.parameters
             info.calibrated = registered.loaded.calibrated
+            info.guidance, info.prompts = checkpoint.guidance, checkpoint.prompts
+            info.gaps.extend(gaps_to_proto(checkpoint.gaps(checkpoint.defaults)))
         return info
 
     @contextmanager

@@ -142,13 +142,13 @@ class Checkpoint(Model):
             found.append(
                 Gap("explanation", "Neither words nor places are told apart, which takes a text and its contrasts.")
             )
-        if self.distilled:
+        if self.distilled or self.guidance == "embedded":
             found.append(
                 Gap(
                     "energy",
-                    "This checkpoint was distilled to few steps: it leads from noise to images rather than down an "
-                    "energy, so that traces, curvature and steps compare with its own ordinary prompts alone. Where "
-                    "seeds meet means the same as everywhere.",
+                    f"This checkpoint was distilled {'to few steps' if self.distilled else 'from guidance'}: what it "
+                    "predicts is no mean of what was trained, so that traces, curvature and steps compare with its own "
+                    "ordinary prompts alone. Where seeds meet means the same as everywhere.",
                 )
             )
         return tuple(found)

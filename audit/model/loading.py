@@ -43,6 +43,8 @@ def load_checkpoint(
         checkpoint = see(open_source(source, torch.device(device), dtype), name)
         _try_out(checkpoint)
         return checkpoint
+    except BrokenCheckpoint as error:
+        raise BrokenCheckpoint(f"{name} cannot be loaded: {error}", reason=error.reason, field=error.field) from error
     except AuditError:
         raise
     except Exception as error:  # the libraries below raise anything at all for a damaged file

@@ -15,7 +15,7 @@ that samples can overrule them. All of it is summed over a grid of R and C.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +28,7 @@ from audit.evidence.screening import Screening
 from audit.model.checkpoint import Gap
 from audit.verdict.calibration import Calibration
 from audit.verdict.estimators import Estimators, ShareEstimator, shipped
-from audit.verdict.features import CONTRASTS, measurements, meetings, normalise
+from audit.verdict.features import CONTRASTS, TRACES, Ordinary, measurements, meetings, normalise
 from audit.verdict.rule import CLASSES, PhaseClass, classify_samples
 
 #: Version of the way from evidence to verdict. Raised whenever the same evidence would give another answer, so that
@@ -159,7 +159,7 @@ def screen(
         fractions=(memorized, spurious, generalized),
         recurring_probability=recurring,
         flagged=recurring > calibration.screen_threshold,
-        measurements=_against(measured, calibration),
+        measurements=_against(measured, calibration.ordinary),
     )
 
 
@@ -183,7 +183,7 @@ def decide(
         dimension: of pixel vectors.
         definition_samples: N.
         fits: whether the calibration was made with this checkpoint and sampler.
-        gaps: evidence that is missing.
+        gaps: evidence that is missing. With any, the measurements of a calibration that is not its own are no measure.
         estimators: those that ship when None.
     """
     stability, neighbors = evidence.stability, evidence.neighbors
@@ -197,8 +197,11 @@ def decide(
 
     measured = measurements(evidence.screening, evidence.smoothed)
     met = meetings(stability, delta_s)
-    features = normalise(measured, calibration.ordinary) | met
-    shown = _against(measured, calibration) + tuple(Measurement(name, value, None) for name, value in met.items())
+    # What is ordinary on one checkpoint is so on another of the same kind at best.
+    lacking = any(gap.evidence != "explanation" for gap in gaps)
+    ordinary = {} if lacking and not fits else calibration.ordinary
+    features = normalise(measured, ordinary) | met
+    shown = _against(measured, ordinary) + tuple(Measurement(name, value, None) for name, value in met.items())
     unchecked = neighbors is None or not reference_complete
     posterior = _prior(features, n, estimators or shipped(), definition_samples, fits=fits, unchecked=unchecked)
     if neighbors is not None:
@@ -217,7 +220,7 @@ def decide(
         reasons=tuple(
             _reasons(
                 evidence, shown, posterior, copies, distinct, delta_m, delta_s, reference_complete,
-                definition_samples, fits, gaps,
+                definition_samples, fits, gaps, features,
             )
         ),
         measurements=shown,
@@ -226,6 +229,8 @@ def decide(
     )  # fmt: skip
 
 
+#: What measurements are of.
+_KINDS = {"curvature": TRACES, "contrast": CONTRASTS}
 #: How the measurements that decide most are said.
 _SAID = {
     "trace_near": "Of the noise added to its samples, the model finds this share again:",
@@ -233,14 +238,14 @@ _SAID = {
 }
 
 
-def _against(measured: dict[str, float], calibration: Calibration) -> tuple[Measurement, ...]:
+def _against(measured: Mapping[str, float], ordinary: Mapping[str, Ordinary]) -> tuple[Measurement, ...]:
     """Measurements beside what is ordinary. People read contrasts, not their logarithms."""
     shown = []
     for name, value in measured.items():
-        usual = calibration.ordinary.get(name)
+        usual = ordinary.get(name)
         values = (value, *(usual.range if usual is not None else ()))
-        own, *ordinary = (math.exp(v) for v in values) if name in CONTRASTS else values
-        shown.append(Measurement(name, own, (ordinary[0], ordinary[1]) if ordinary else None))
+        own, *ends = (math.exp(v) for v in values) if name in CONTRASTS else values
+        shown.append(Measurement(name, own, (ends[0], ends[1]) if ends else None))
     return tuple(shown)
 
 
@@ -339,14 +344,16 @@ def _reasons(
     definition_samples: int,
     fits: bool,
     gaps: Sequence[Gap],
+    features: Mapping[str, float],
 ) -> list[str]:
     stability, neighbors = evidence.stability, evidence.neighbors
     n = len(stability.mode_of)
     sentences = []
     if neighbors is None:
+        kinds = [kind for kind, names in _KINDS.items() if features.keys() & set(names)]
         sentences.append(
             "No reference set was searched: whether what recurs is copied is judged by "
-            f"{'curvature' if evidence.screening is None else 'curvature and contrast'} alone."
+            f"{' and '.join(kinds) or 'where seeds meet'} alone."
         )
     elif copies:
         images = "one training image" if distinct == 1 else f"{distinct} different training images"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from audit.evidence.existing import Found
 from audit.evidence.gathered import Evidence
 from audit.evidence.stability import cluster
+from audit.model.checkpoint import Gap
 from audit.verdict.calibration import Calibration
 from audit.verdict.decision import Measurement, decide
 from audit.verdict.rule import CLASSES, DEFINITION_SAMPLES, PhaseClass
@@ -25,7 +27,13 @@ class Conclusion(NamedTuple):
 
 
 def conclude(
-    found: Found, calibration: Calibration, *, complete: bool | None, dimension: int, fits: bool
+    found: Found,
+    calibration: Calibration,
+    *,
+    complete: bool | None,
+    dimension: int,
+    fits: bool,
+    gaps: Sequence[Gap] = (),
 ) -> Conclusion:
     """Weigh what was measured.
 
@@ -39,6 +47,7 @@ def conclude(
         complete: whether "not found" means "not there"; None when nothing was searched.
         dimension: of pixel vectors.
         fits: whether the calibration was made with this checkpoint and sampler.
+        gaps: evidence that is missing.
     """
     delta_m, delta_s = calibration.thresholds(dimension)
     evidence = Evidence(found.screening, cluster(np.zeros((1, 1)), delta_s), found.smoothed)
@@ -49,6 +58,7 @@ def conclude(
         dimension=dimension,
         definition_samples=DEFINITION_SAMPLES,
         fits=fits,
+        gaps=gaps,
     )
     prompted, shown = found.prompted, expected.measurements
     copied = found.near <= delta_m
@@ -72,6 +82,7 @@ def conclude(
     told = probabilities is not None and (prompted or max(probabilities) == 1.0)
     verdict = CLASSES[int(np.argmax(probabilities))] if told and probabilities is not None else None
     reasons = _reasons(found, shown, delta_m, delta_s, met, complete, fits)
+    reasons += [gap.reason for gap in gaps if gap.evidence != "explanation"]
     return Conclusion(verdict, probabilities, shown, tuple(reasons))
 
 

@@ -38,6 +38,7 @@ def inspect(
     scheduler: options.Scheduler = "",
     steps: options.Steps = None,
     guidance: options.Guidance = None,
+    true_guidance: options.TrueGuidance = None,
     negative_prompt: options.NegativePrompt = "",
     size: options.Size = "",
     eta: options.Eta = None,

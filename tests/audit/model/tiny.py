@@ -239,12 +239,9 @@ def dit() -> Any:
     transformer = diffusers.DiTTransformer2DModel(
         num_attention_heads=2, attention_head_dim=8, out_channels=8, num_layers=2, sample_size=CELLS
     )
-    return diffusers.DiTPipeline(
-        transformer=transformer,
-        vae=vae(),
-        scheduler=scheduler(DDIMScheduler),
-        id2label={207: "golden retriever", 3: "white shark, man-eater"},
-    )
+    made = diffusers.DiTPipeline(transformer=transformer, vae=vae(), scheduler=scheduler(DDIMScheduler))
+    made.register_to_config(id2label={"207": "golden retriever", "3": "white shark, man-eater"})
+    return made
 
 
 def plain_unet(channels: int) -> UNet2DModel:
@@ -304,8 +301,14 @@ PIPELINES: dict[str, Callable[[], Any]] = {
 }
 
 
-def save(name: str, folder: Path) -> Path:
-    """Save a pipeline as safetensors."""
+def save(name: str, folder: Path) -> Any:
+    """Save a pipeline as safetensors, and give it back, with the scheduler that its users would read."""
     made = PIPELINES[name]()
-    made.save_pretrained(folder / name, safe_serialization=True)
-    return folder / name
+    made.save_pretrained(folder, safe_serialization=True)
+    # What a scheduler has by default, another one would have by its own; read from a file, it is given.
+    made.scheduler = type(made.scheduler).from_pretrained(folder / "scheduler")
+    made.set_progress_bar_config(disable=True)
+    for part in made.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval()
+    return made
