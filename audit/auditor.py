@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import lru_cache, partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +28,7 @@ from audit.limits import MAX_IMAGE_SIDE, MAX_PROMPT_CHARACTERS
 from audit.model.checkpoint import Checkpoint
 from audit.model.denoiser import Condition, Denoiser, concatenate
 from audit.model.memory import in_halves
-from audit.model.sampling import SamplerSettings, build_scheduler
+from audit.model.sampling import SamplerSettings
 from audit.reference.images import in_chunks, pixel_vectors, to_bytes
 from audit.reference.reference_set import ReferenceSet
 from audit.report import ReferenceUsed, Report, library_versions
@@ -52,7 +51,7 @@ class _Given:
 
     condition: Condition
     unconditional: Condition
-    screening: Screening
+    screening: Screening | None
 
 
 class Auditor:
@@ -82,10 +81,10 @@ class Auditor:
         self.finder = None if reference is None else NeighborFinder(reference, checkpoint)
         # The empty prompt comes with every audit, and a prompt that is flagged comes again.
         self._encode = lru_cache(ENCODED)(lambda prompt: checkpoint.encode_prompts([prompt]))
-        self._screens: dict[tuple[int, ...], Screen] = {}
+        self._screens: dict[tuple[tuple[int, ...], float | None], Screen] = {}
         self._screening = threading.Lock()
         # diffusers takes milliseconds to make a scheduler, which a server asks for before it lets a caller in.
-        self._timesteps = lru_cache(SCHEDULED)(partial(_timesteps, checkpoint.scheduler_config))
+        self._timesteps = lru_cache(SCHEDULED)(partial(_timesteps, checkpoint))
         own = self.calibration.sampler if self.calibration.checkpoint_digest == checkpoint.digest else None
         self.defaults = own or checkpoint.defaults
 
@@ -98,9 +97,17 @@ class Auditor:
         given = {name: value for name, value in overrides.items() if value is not None}
         assert given.keys() <= {f.name for f in fields(SamplerSettings)}
         settings = replace(self.defaults, **given)  # type: ignore[arg-type]
-        factor = self.checkpoint.size_factor
+        self._check_fit(settings)
+        factor = self.checkpoint.size_multiple
         for name in ("height", "width"):
             side = getattr(settings, name)
+            if self.checkpoint.fixed_size and side != getattr(self.checkpoint.defaults, name):
+                raise InvalidInput(
+                    f"the checkpoint makes images of one size: {name} must be "
+                    f"{getattr(self.checkpoint.defaults, name)}, not {side}",
+                    reason="SIZE_OUT_OF_RANGE",
+                    field=f"sampler.{name}",
+                )
             if not (factor <= side <= MAX_IMAGE_SIDE and side % factor == 0):
                 raise InvalidInput(
                     f"{name} must be a multiple of {factor} up to {MAX_IMAGE_SIDE}, not {side}",
@@ -124,9 +131,41 @@ class Auditor:
             )
         return settings
 
+    def _check_fit(self, settings: SamplerSettings) -> None:
+        """Raises InvalidInput for a scheduler or a guidance that the checkpoint does not know."""
+        checkpoint = self.checkpoint
+        if settings.scheduler and settings.scheduler not in checkpoint.schedulers:
+            raise InvalidInput(
+                f"{settings.scheduler} cannot step this checkpoint; these can: {', '.join(checkpoint.schedulers)}",
+                reason="SCHEDULER_UNSUITABLE",
+                field="sampler.scheduler",
+            )
+        if checkpoint.prompts == "none" and (settings.guided or settings.negative_prompt):
+            raise InvalidInput(
+                "this checkpoint takes no prompt, so that nothing can guide it: guidance must be 1",
+                reason="GUIDANCE_UNSUPPORTED",
+                field="sampler.guidance" if settings.guided else "sampler.negative_prompt",
+            )
+        if settings.true_guidance != 1 and not settings.embedded:
+            raise InvalidInput(
+                "this checkpoint is not told its guidance: classifier-free guidance is `guidance` itself",
+                reason="GUIDANCE_UNSUPPORTED",
+                field="sampler.true_guidance",
+            )
+        if checkpoint.guidance == "none" and checkpoint.prompts != "none" and settings.guidance != 1:
+            raise InvalidInput(
+                "this checkpoint was distilled and is told no guidance: leave it at 1, or ask for true guidance",
+                reason="GUIDANCE_UNSUPPORTED",
+                field="sampler.guidance",
+            )
+
     def timesteps(self, sampler: SamplerSettings) -> tuple[float, ...]:
         """Timesteps that the sampler visits, first to last; some schedulers visit more than the steps asked for."""
-        return self._timesteps(sampler.scheduler, sampler.steps)
+        return self._timesteps(sampler)
+
+    def condition(self, prompt: str, sampler: SamplerSettings, field: str = "prompt") -> Condition:
+        """As `encode`, with the guidance of the sampler where the network is told of it."""
+        return self.checkpoint.told(self.encode(prompt, field), sampler)
 
     def encode(self, prompt: str, field: str = "prompt") -> Condition:
         """The condition of a prompt, one row.
@@ -152,9 +191,9 @@ class Auditor:
         """The condition of a prompt to be audited.
 
         Raises:
-            InvalidInput: the prompt is empty, longer than the checkpoint reads, or no text.
+            InvalidInput: the prompt is empty, and the checkpoint takes prompts; longer than it reads; or no text.
         """
-        if not prompt.strip():
+        if not prompt.strip() and self.checkpoint.prompts != "none":
             raise InvalidInput("the prompt is empty", reason="PROMPT_EMPTY", field="prompt")
         return self.encode(prompt)
 
@@ -199,10 +238,12 @@ class Auditor:
                 reason="CURVATURE_TOO_LARGE",
                 field="budget.curvature",
             )
+        if explain:
+            self._require_explainable(sampler)
         planned = self.planned_evaluations(sampler, budget, prompt if explain else "")
         work = Work(denoiser or checkpoint.denoiser, planned, on_progress, check)
         given = self._enter(prompt, sampler, work)
-        fits = self.calibration.fits(checkpoint.digest, sampler)
+        fits, gaps = self.calibration.fits(checkpoint.digest, sampler), checkpoint.gaps(sampler)
         groups: list[Draws] = []
         for seeds in budget.groups():
             groups.append(self._draw(seeds, max(0, TRACED - sum(map(len, groups))), sampler, given, work))
@@ -216,6 +257,7 @@ class Auditor:
                     dimension=draws.vectors.shape[1],
                     definition_samples=budget.definition_samples,
                     fits=fits,
+                    gaps=gaps,
                 )
             if len(draws) >= budget.minimum_seeds and decision.confidence >= SETTLED:
                 break
@@ -227,7 +269,7 @@ class Auditor:
             with work.stage("explaining"):
                 # Where a copy sits shows in copies.
                 order = torch.tensor(decision.sample_classes).argsort(stable=True)
-                explanation = self._explain(prompt, draws.samples.latents[order], work)
+                explanation = self._explain(prompt, draws.samples.latents[order], sampler, work)
         work.enter("concluding")
         return Report(
             prompt=prompt,
@@ -239,6 +281,7 @@ class Auditor:
             budget=budget,
             checkpoint_name=checkpoint.name,
             checkpoint_digest=checkpoint.digest,
+            checkpoint_source=checkpoint.source,
             family=checkpoint.family,
             reference=self.reference_used(evidence.neighbors, include_images=include_images),
             calibration=self.calibration,
@@ -249,6 +292,7 @@ class Auditor:
             device=checkpoint.place,
             images=to_bytes(draws.images) if include_images else None,
             explanation=explanation,
+            gaps=gaps,
         )
 
     def explain(
@@ -272,24 +316,41 @@ class Auditor:
             BrokenCheckpoint: the checkpoint gives no finite numbers.
             Stopped: `check` said so.
         """
+        sampler = self.resolve_sampler()
+        self._require_explainable(sampler)
         self.check_prompt(prompt)
-        return self._explain(prompt, latents, Work(denoiser or self.checkpoint.denoiser, check=check))
+        return self._explain(prompt, latents, sampler, Work(denoiser or self.checkpoint.denoiser, check=check))
 
-    def _explain(self, prompt: str, latents: torch.Tensor, work: Work) -> Explanation:
-        found = explain_recall(work.denoiser, prompt, self.checkpoint.encode_prompts, latents)
+    def _explain(self, prompt: str, latents: torch.Tensor, sampler: SamplerSettings, work: Work) -> Explanation:
+        def encode(prompts: Sequence[str]) -> Condition:
+            return self.checkpoint.told(self.checkpoint.encode_prompts(prompts), sampler)
+
+        found = explain_recall(work.denoiser, prompt, encode, latents)
         require_finite(found.finite, "predictions")
         return found
+
+    def _require_explainable(self, sampler: SamplerSettings) -> None:
+        for gap in self.checkpoint.gaps(sampler):
+            if gap.evidence == "explanation":
+                raise InvalidInput(
+                    "this checkpoint's verdicts cannot be explained: it takes a text, and a branch without one",
+                    reason="EXPLANATION_UNSUPPORTED",
+                    field="explain",
+                )
 
     def _curvature(
         self, draws: Draws, sampler: SamplerSettings, budget: Budget, given: _Given, work: Work
     ) -> tuple[CurvatureLevel, ...]:
-        empty = self.encode("") if sampler.negative_prompt else given.unconditional
+        empty = self.condition("", sampler) if sampler.negative_prompt else given.unconditional
         latents, settings = draws.samples.latents, budget.curvature
+        settings = replace(settings, baseline=settings.baseline and self.checkpoint.contrasts(sampler))
         found = measure_curvature(work.denoiser, latents, given.condition, empty, settings, seed=budget.first_seed)
         require_finite(all(math.isfinite(level.prompt.trace) for level in found), "curvature")
         return found
 
-    def measure(self, prompt: str, seeds: range, *, sampler: SamplerSettings | None = None) -> tuple[Screening, Draws]:
+    def measure(
+        self, prompt: str, seeds: range, *, sampler: SamplerSettings | None = None
+    ) -> tuple[Screening | None, Draws]:
         """What an audit measures of a prompt, at all of these seeds, the smoothed trace too, and no decision.
 
         Raises:
@@ -306,11 +367,13 @@ class Auditor:
 
     def _enter(self, prompt: str, sampler: SamplerSettings, work: Work) -> _Given:
         """Encode and screen a prompt."""
+        screening = None
         with work.stage("screening"):
-            condition = self.check_prompt(prompt)
-            unconditional = self.encode(sampler.negative_prompt, "sampler.negative_prompt")
-            screening = self.screen_at(sampler, work.denoiser.inner).measure(work.denoiser, condition)[0]
-        require_finite(bool(np.isfinite(screening.contrast).all()), "predictions")
+            condition = self.checkpoint.told(self.check_prompt(prompt), sampler)
+            unconditional = self.condition(sampler.negative_prompt, sampler, "sampler.negative_prompt")
+            if self.checkpoint.contrasts(sampler):
+                screening = self.screen_at(sampler, work.denoiser.inner).measure(work.denoiser, condition)[0]
+        require_finite(screening is None or bool(np.isfinite(screening.contrast).all()), "predictions")
         return _Given(condition, unconditional, screening)
 
     def _draw(self, seeds: range, traced: int, sampler: SamplerSettings, given: _Given, work: Work) -> Draws:
@@ -353,12 +416,13 @@ class Auditor:
             check: called before every denoiser call; raises to stop there.
 
         Raises:
-            InvalidInput: a prompt is impossible.
+            InvalidInput: a prompt is impossible, or the checkpoint has nothing to screen by.
             BrokenCheckpoint: the checkpoint gives no finite numbers.
             Stopped: `check` said so.
         """
         sampler = sampler or self.resolve_sampler()
-        conditions = concatenate([self.check_prompt(prompt) for prompt in prompts])
+        self.require_screening(sampler)
+        conditions = self.checkpoint.told(concatenate([self.check_prompt(prompt) for prompt in prompts]), sampler)
         work = Work(denoiser or self.checkpoint.denoiser, SCREENING * len(prompts), on_progress, check)
         with work.stage("screening"):
             found = self.screen_at(sampler, work.denoiser.inner).measure(work.denoiser, conditions)
@@ -366,6 +430,15 @@ class Auditor:
         fits = self.calibration.fits(self.checkpoint.digest, sampler)
         with work.stage("concluding"):
             return [screen(one, self.calibration, definition_samples=definition_samples, fits=fits) for one in found]
+
+    def require_screening(self, sampler: SamplerSettings) -> None:
+        """Raises InvalidInput where there is no contrast, which is all that screening sees."""
+        if not self.checkpoint.contrasts(sampler):
+            raise InvalidInput(
+                "this checkpoint cannot be screened: it has no branch without a prompt; audit instead",
+                reason="SCREENING_UNSUPPORTED",
+                field="checkpoint",
+            )
 
     def inspect(
         self,
@@ -413,22 +486,28 @@ class Auditor:
         sampling = budget.seeds * len(self.timesteps(sampler)) * (2 if sampler.guided else 1)
         tracing = 2 * len(NOISE_LEVELS) * min(TRACED, budget.seeds)
         curve = budget.curvature
-        points = min(curve.samples, budget.seeds) * len(curve.noise_levels) * (2 if curve.baseline else 1)
+        branches = 2 if curve.baseline and self.checkpoint.contrasts(sampler) else 1
+        points = min(curve.samples, budget.seeds) * len(curve.noise_levels) * branches
         dimension = math.prod(self.checkpoint.latent_shape(sampler))
         products = {"off": 0, "dense": dimension, "lanczos": curve.probes * min(curve.steps, dimension)}[curve.method]
         explaining = explaining_evaluations(explained, budget.seeds) if explained else 0
-        return SCREENING + sampling + tracing + 2 * points * products + explaining
+        return self.screening_evaluations(sampler) + sampling + tracing + 2 * points * products + explaining
+
+    def screening_evaluations(self, sampler: SamplerSettings) -> int:
+        """Denoiser evaluations that the screening of a prompt makes: none where there is no contrast."""
+        return SCREENING if self.checkpoint.contrasts(sampler) else 0
 
     def screen_at(self, sampler: SamplerSettings, denoiser: Denoiser) -> Screen:
         """What screens images of a size. It is made once, and its own evaluations are nobody's."""
         checkpoint, shape = self.checkpoint, self.checkpoint.latent_shape(sampler)
+        kind = (shape, sampler.guidance if sampler.embedded else None)
         with self._screening:
-            if (found := self._screens.get(shape)) is None:
+            if (found := self._screens.get(kind)) is None:
                 if len(self._screens) >= SCREENS:
                     self._screens.clear()
-                empty = self.encode("")
+                empty = self.condition("", sampler)
                 found = Screen(denoiser, shape, empty, device=checkpoint.device, dtype=checkpoint.dtype)
-                self._screens[shape] = found
+                self._screens[kind] = found
             return found
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -452,7 +531,5 @@ class Auditor:
         )
 
 
-def _timesteps(config: dict[str, Any], name: str, steps: int) -> tuple[float, ...]:
-    scheduler = build_scheduler(name, config)
-    scheduler.set_timesteps(steps)
-    return tuple(scheduler.timesteps.tolist())
+def _timesteps(checkpoint: Checkpoint, sampler: SamplerSettings) -> tuple[float, ...]:
+    return tuple(checkpoint.scheduler(sampler).timesteps.tolist())

@@ -64,7 +64,7 @@ def calibrate(
         on_prompt: called after every prompt.
 
     Raises:
-        InvalidInput: there are too few prompts or samples, or a prompt is impossible.
+        InvalidInput: there are too few prompts or samples, a prompt is impossible, or the checkpoint takes none.
         BrokenCheckpoint: the checkpoint gives no finite numbers.
     """
     if len(set(prompts)) < MINIMUM_PROMPTS or samples < 4:
@@ -73,13 +73,20 @@ def calibrate(
             reason="CALIBRATION_TOO_SMALL",
             field="prompts",
         )
+    if auditor.checkpoint.prompts == "none":
+        raise InvalidInput(
+            "a checkpoint that takes no prompt has no ordinary ones to learn from",
+            reason="CALIBRATION_UNSUPPORTED",
+            field="checkpoint",
+        )
     sampler = sampler or auditor.resolve_sampler()
     screenings: list[Screening] = []
     measured: list[dict[str, float]] = []
     pairs: list[NDArray[np.float64]] = []
     for prompt in prompts:
         screening, draws = auditor.measure(prompt, range(FIRST_SEED, FIRST_SEED + samples), sampler=sampler)
-        screenings.append(screening)
+        if screening is not None:
+            screenings.append(screening)
         measured.append(measurements(screening, draws.smoothed))
         pairs.append(pairwise_distances(draws.vectors)[np.triu_indices(samples, 1)])
         on_prompt()
@@ -101,7 +108,8 @@ def calibrate(
         screen(one, calibration, definition_samples=DEFINITION_SAMPLES, fits=True).recurring_probability
         for one in screenings
     ]
-    threshold = conformal_threshold(scores, calibration.false_positive_rate)
+    # Without contrasts there is no screening, and no threshold of it.
+    threshold = conformal_threshold(scores, calibration.false_positive_rate) if scores else 1.0
     return calibration.model_copy(update={"screen_threshold": threshold})
 
 

@@ -26,11 +26,10 @@ from torch import Tensor
 from audit.errors import InvalidInput, require_finite
 from audit.evidence.existing import TRIALS, Basin, Found, measure_return, stride
 from audit.evidence.neighbors import Neighbors
-from audit.evidence.screening import EVALUATIONS as SCREENING
 from audit.evidence.smoothed import SmoothedTrace, measure_smoothed_trace
 from audit.model.denoiser import Denoiser
 from audit.model.memory import in_halves
-from audit.model.sampling import SCHEDULERS, SamplerSettings, build_scheduler
+from audit.model.sampling import SCHEDULERS, SamplerSettings
 from audit.reference.images import to_float, with_channels
 from audit.report import Cost, ReferenceUsed, library_versions
 from audit.verdict.calibration import Calibration
@@ -75,6 +74,7 @@ class Inspection:
         way_back: the sampler that the basin was measured with.
         checkpoint_name: of the checkpoint.
         checkpoint_digest: of its weights.
+        checkpoint_source: what they were loaded from; see `audit.model.checkpoint_source`.
         family: kind of pipeline.
         reference: what it was compared with; None for nothing.
         calibration: as used.
@@ -102,6 +102,7 @@ class Inspection:
     way_back: SamplerSettings
     checkpoint_name: str
     checkpoint_digest: str
+    checkpoint_source: str
     family: str
     reference: ReferenceUsed | None
     calibration: Calibration
@@ -131,7 +132,7 @@ def planned_evaluations(auditor: Auditor, sampler: SamplerSettings, *, prompted:
     steps = len(auditor.timesteps(back))
     levels = [steps - step for step in range(steps - 1, -1, -stride(steps))]
     drawing = (2 if sampler.guided else 1) * DRAWS * len(auditor.timesteps(sampler))
-    fixed = (SCREENING if prompted else 0) + 2 * len(NOISE_LEVELS) * NOISES + drawing
+    fixed = (auditor.screening_evaluations(sampler) if prompted else 0) + 2 * len(NOISE_LEVELS) * NOISES + drawing
     return fixed + rows * levels[0], fixed + rows * sum(levels)
 
 
@@ -181,10 +182,10 @@ def inspect(
     given = as_batch(image)
     planned = planned_evaluations(auditor, sampler, prompted=bool(prompt))[1]
     work = Work(denoiser or checkpoint.denoiser, planned, on_progress, check)
-    condition = auditor.check_prompt(prompt) if prompt else auditor.encode("")
-    unconditional = auditor.encode(sampler.negative_prompt, "sampler.negative_prompt")
+    condition = checkpoint.told(auditor.check_prompt(prompt) if prompt else auditor.encode(""), sampler)
+    unconditional = auditor.condition(sampler.negative_prompt, sampler, "sampler.negative_prompt")
     screening = None
-    if prompt:
+    if prompt and checkpoint.contrasts(sampler):
         with work.stage("screening"):
             screening = auditor.screen_at(sampler, work.denoiser.inner).measure(work.denoiser, condition)[0]
         require_finite(bool(np.isfinite(screening.contrast).all()), "predictions")
@@ -220,7 +221,7 @@ def inspect(
         draws = apart(drawn).numpy()
         basin = measure_return(
             work.denoiser,
-            partial(build_scheduler, back.scheduler, checkpoint.scheduler_config),
+            partial(checkpoint.scheduler, back),
             back,
             latent,
             condition,
@@ -236,11 +237,19 @@ def inspect(
         basin=basin,
         screening=screening,
         smoothed=smoothed,
+        prompted=bool(prompt),
     )
     fits = calibration.fits(checkpoint.digest, sampler)
     complete = None if auditor.reference is None else auditor.reference.complete
     with work.stage("concluding"):
-        concluded = conclude(found, calibration, complete=complete, dimension=own.shape[1], fits=fits)
+        concluded = conclude(
+            found,
+            calibration,
+            complete=complete,
+            dimension=own.shape[1],
+            fits=fits,
+            gaps=checkpoint.gaps(sampler),
+        )
     return Inspection(
         prompt=prompt,
         verdict=concluded.verdict,
@@ -259,6 +268,7 @@ def inspect(
         way_back=back,
         checkpoint_name=checkpoint.name,
         checkpoint_digest=checkpoint.digest,
+        checkpoint_source=checkpoint.source,
         family=checkpoint.family,
         reference=auditor.reference_used(neighbors),
         calibration=calibration,

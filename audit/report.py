@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from audit.budget import Budget
 from audit.evidence.explanation import Explanation
 from audit.evidence.gathered import Evidence
+from audit.model.checkpoint import Gap
 from audit.model.sampling import SamplerSettings
 from audit.verdict.calibration import Calibration
 from audit.verdict.decision import Decision
@@ -88,6 +89,7 @@ class Report:
         budget: as asked for.
         checkpoint_name: of the checkpoint.
         checkpoint_digest: of its weights.
+        checkpoint_source: what they were loaded from; see `audit.model.checkpoint_source`.
         family: kind of pipeline.
         reference: what samples were compared with; None for nothing.
         calibration: as used.
@@ -98,6 +100,7 @@ class Report:
         device: and precision, e.g. "cpu float32".
         images: the samples, uint8 (n, height, width, channels); None unless asked for.
         explanation: which words carry the recall, and where it shows; None unless asked for.
+        gaps: evidence that the checkpoint cannot give, or that means something else there.
     """
 
     prompt: str
@@ -109,6 +112,7 @@ class Report:
     budget: Budget
     checkpoint_name: str
     checkpoint_digest: str
+    checkpoint_source: str
     family: str
     reference: ReferenceUsed | None
     calibration: Calibration
@@ -119,6 +123,7 @@ class Report:
     device: str
     images: NDArray[np.uint8] | None
     explanation: Explanation | None = None
+    gaps: tuple[Gap, ...] = ()
 
 
 @cache

@@ -212,7 +212,8 @@ class Audits:
             return Watch(self, None, known), None
         if known is not None and not known.stopped:
             return Watch(self, known), known
-        self._planner.check_prompt(request.prompt)
+        checkpoint = self._planner.checkpoint_if_one(request.checkpoint)
+        self._planner.check_prompt(request.prompt, checkpoint=checkpoint)
         checkpoint = self._planner.checkpoint(request.checkpoint)
         explained = request.prompt if request.explain else ""
         plan = self._planner.plan(checkpoint, request.reference, request.sampler, request.budget, explained)

@@ -242,7 +242,7 @@ class BatchWork:
             return contextlib.nullcontext(workers)
         entry = self._settings.all_checkpoints[turn.checkpoint]
         source = Source(
-            checkpoint=str(entry.folder),
+            checkpoint=entry.source,
             reference=str(self._settings.all_references[settings.reference]) if settings.reference else "",
             subject=subject,
             calibration=loaded.calibration,

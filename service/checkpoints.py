@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -21,18 +21,21 @@ from audit.demo import default_calibration
 from audit.errors import AuditError, BrokenCheckpoint, NotFound
 from audit.model.batching import BatchingDenoiser
 from audit.model.checkpoint import Checkpoint
-from audit.model.files import weights_bytes
+from audit.model.checkpoint_source import CheckpointSource
 from audit.model.loading import load_checkpoint
+from audit.model.sources import weights_bytes
 from audit.reference.reference_set import ReferenceSet
 from audit.v1 import checkpoint_pb2
 from audit.verdict.calibration import Calibration
 from service.config_parts import CheckpointEntry
+from service.local import load_calibration
 from service.log import Logger
 from service.metrics import Metrics
 from service.pace import Pace
 from service.sharing import share
 from service.status import NotLoaded, NotReady
 from service.threads import Devices
+from service.wire import gaps_to_proto
 
 
 class LoadedCheckpoint:
@@ -136,6 +139,11 @@ class CheckpointRegistry:
         """Whether audits can use it."""
         return self._find(id_).loaded is not None
 
+    def takes_no_prompt(self, id_: str) -> bool:
+        """Whether it is loaded, and draws images of nothing in particular."""
+        loaded = self._find(id_).loaded
+        return loaded is not None and loaded.checkpoint.prompts == "none"
+
     def pace(self, id_: str) -> float:
         """Seconds that callers wait for an evaluation; 0 where nothing is known of it."""
         loaded = self._find(id_).loaded
@@ -154,6 +162,8 @@ class CheckpointRegistry:
             checkpoint = registered.loaded.checkpoint
             info.digest, info.family, info.parameters = checkpoint.digest, checkpoint.family, checkpoint.parameters
             info.calibrated = registered.loaded.calibrated
+            info.guidance, info.prompts = checkpoint.guidance, checkpoint.prompts
+            info.gaps.extend(gaps_to_proto(checkpoint.gaps(checkpoint.defaults)))
         return info
 
     @contextmanager
@@ -251,7 +261,7 @@ class CheckpointRegistry:
             except AuditError as error:
                 # What the libraries say may quote the path, which is the operator's business.
                 error = BrokenCheckpoint(
-                    str(error).replace(str(registered.entry.folder), registered.id),
+                    str(error).replace(CheckpointSource.parse(registered.entry.source).base, registered.id),
                     reason=error.reason,
                     field="checkpoint",
                 )
@@ -288,7 +298,7 @@ class CheckpointRegistry:
             return
         dtype = getattr(torch, wanted.entry.dtype)
         needed = await asyncio.get_running_loop().run_in_executor(
-            self._executor, weights_bytes, wanted.entry.folder, dtype
+            self._executor, weights_bytes, CheckpointSource.parse(wanted.entry.source), dtype
         )
         while (there := sum(one.memory_bytes for one in self._registered.values())) + needed > self._memory_bytes:
             idle = [one for one in self._registered.values() if one.loaded is not None and not one.users]
@@ -330,10 +340,11 @@ class CheckpointRegistry:
     def _read(self, id_: str, entry: CheckpointEntry) -> LoadedCheckpoint:
         """Runs in the loading thread."""
         try:
-            loaded = load_checkpoint(entry.folder, name=id_, device=entry.device, dtype=getattr(torch, entry.dtype))
-            path = entry.calibration or entry.folder / "calibration.json"
-            own = entry.calibration is not None or path.exists()
-            calibration = Calibration.load(path) if own else default_calibration()
+            source = CheckpointSource.parse(entry.source)
+            if entry.calibration is not None and not source.calibration:
+                source = replace(source, calibration=str(entry.calibration))
+            loaded = load_checkpoint(source, name=id_, device=entry.device, dtype=getattr(torch, entry.dtype))
+            calibration = load_calibration(source) or default_calibration()
         except AuditError:
             raise
         except Exception as error:  # a device that is not there, memory that is not enough

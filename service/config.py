@@ -54,7 +54,7 @@ class Settings(BaseSettings):
         health: HOST:PORT of a second port that answers health checks alone, in plain text and without tokens; "" or
             "off" for none.
         metrics: HOST:PORT of /metrics; "" or "off" for none.
-        checkpoints: folders or entries by id.
+        checkpoints: sources or entries by id.
         references: reference set folders by name.
         prompts: files of prompt sets by name; the shipped sets are always there.
         demo: whether the shipped checkpoint and reference set are there as `demo`; None: when no checkpoint is named.
@@ -141,7 +141,7 @@ class Settings(BaseSettings):
     @property
     def all_checkpoints(self) -> dict[str, CheckpointEntry]:
         """Those named and the demo's, by id."""
-        shipped = {DEMO: CheckpointEntry(folder=demo.CHECKPOINT)} if self.with_demo else {}
+        shipped = {DEMO: CheckpointEntry(source=str(demo.CHECKPOINT))} if self.with_demo else {}
         return {**shipped, **self.checkpoints}
 
     @property

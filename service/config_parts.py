@@ -10,8 +10,10 @@ from platformdirs import user_data_path
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from audit.budget import Budget
+from audit.errors import InvalidInput
 from audit.evidence.curvature import CurvatureSettings, Method
 from audit.limits import MAX_DEFINITION_SAMPLES, MAX_IMAGE_SIDE, MAX_PROMPT_CHARACTERS, MAX_SEEDS
+from audit.model.checkpoint_source import CheckpointSource
 from audit.model.sampling import MAX_STEPS
 from service.names import check_name
 
@@ -42,6 +44,13 @@ def _address_or_off(value: object) -> object:
     return value and _address(str(value))
 
 
+def _source(value: str) -> str:
+    try:
+        return str(CheckpointSource.parse(value))
+    except InvalidInput as error:
+        raise ValueError(str(error)) from None
+
+
 Name = Annotated[str, AfterValidator(check_name)]
 Address = Annotated[str, AfterValidator(_address)]
 AddressOrOff = Annotated[str, BeforeValidator(_address_or_off)]
@@ -56,17 +65,17 @@ class Part(BaseModel):
 
 
 class CheckpointEntry(Part):
-    """A checkpoint that the server may load. A plain string is its folder.
+    """A checkpoint that the server may load. A plain string is its source.
 
     Attributes:
-        folder: of the diffusers pipeline.
+        source: a line that `audit.model.checkpoint_source.CheckpointSource.parse` understands, such as a folder.
         device: a torch device.
         dtype: precision of the weights.
-        calibration: its calibration file; calibration.json in the folder when None.
+        calibration: its calibration file, unless the source names one; calibration.json in a folder when None.
         preload: whether it is loaded when the server starts.
     """
 
-    folder: Path
+    source: Annotated[str, AfterValidator(_source)]
     device: str = "cpu"
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     calibration: Path | None = None
@@ -74,8 +83,8 @@ class CheckpointEntry(Part):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_folder(cls, value: object) -> object:
-        return {"folder": value} if isinstance(value, str | Path) else value
+    def _from_source(cls, value: object) -> object:
+        return {"source": str(value)} if isinstance(value, str | Path) else value
 
 
 class BudgetDefaults(Part):

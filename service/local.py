@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from audit.auditor import Auditor
 from audit.budget import Budget
 from audit.errors import InvalidInput, Stopped
 from audit.model.checkpoint import Checkpoint
+from audit.model.checkpoint_source import CheckpointSource
 from audit.model.loading import load_checkpoint
 from audit.reference.images import read_upload
 from audit.reference.reference_set import ReferenceSet
@@ -32,7 +34,7 @@ class LocalAudits:
     """Audits of one checkpoint, loaded here. The fields `checkpoint` and `reference` of requests are not read.
 
     Args:
-        checkpoint: a checkpoint folder, or "demo" for the one that ships with Basin.
+        checkpoint: see `find_source`.
         reference: a reference set's folder, "demo", or "" for none.
         device: a torch device.
         dtype: a key of `DTYPES`.
@@ -109,7 +111,7 @@ def open_checkpoint(checkpoint: str, device: str, dtype: str) -> tuple[Checkpoin
     """A checkpoint and its own calibration, if it has one.
 
     Args:
-        checkpoint: a folder, or "demo" for the one that ships with Basin.
+        checkpoint: see `find_source`.
         device: a torch device.
         dtype: a key of `DTYPES`.
 
@@ -123,15 +125,38 @@ def open_checkpoint(checkpoint: str, device: str, dtype: str) -> tuple[Checkpoin
             f"unknown precision {dtype!r}; known: {', '.join(DTYPES)}", reason="DTYPE_UNKNOWN", field="dtype"
         )
     _check_device(device)
-    folder = demo.CHECKPOINT if checkpoint == DEMO else Path(checkpoint)
-    loaded = load_checkpoint(folder, name=name_of(checkpoint), device=device, dtype=DTYPES[dtype])
-    calibration = folder / "calibration.json"
-    return loaded, Calibration.load(calibration) if calibration.exists() else None
+    source = find_source(checkpoint)
+    loaded = load_checkpoint(source, name=name_of(checkpoint), device=device, dtype=DTYPES[dtype])
+    return loaded, load_calibration(source)
+
+
+def find_source(checkpoint: str) -> CheckpointSource:
+    """Where a checkpoint is.
+
+    Args:
+        checkpoint: a line that `CheckpointSource.parse` understands, whose base may be "demo" for the checkpoint that
+            ships with Basin.
+
+    Raises:
+        InvalidInput: it is none.
+    """
+    source = CheckpointSource.parse(checkpoint)
+    return replace(source, base=str(demo.CHECKPOINT)) if source.base == DEMO else source
+
+
+def load_calibration(source: CheckpointSource) -> Calibration | None:
+    """A checkpoint's own calibration, if it has one.
+
+    Raises:
+        InvalidInput: it is none, or the one that was named is not there.
+    """
+    file = source.calibration_file
+    return Calibration.load(file) if file is not None and (source.calibration or file.exists()) else None
 
 
 def name_of(checkpoint: str) -> str:
-    """What people call a checkpoint: "demo", or the name of its folder."""
-    return DEMO if checkpoint == DEMO else Path(checkpoint).resolve().name
+    """What people call a checkpoint, or a reference set: "demo", or the name of its folder."""
+    return CheckpointSource.parse(checkpoint).name
 
 
 def open_reference(reference: str) -> ReferenceSet:

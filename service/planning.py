@@ -89,9 +89,15 @@ class Planner:
         ids = self._checkpoints.ids
         return id_ or (ids[0] if len(ids) == 1 else "")
 
-    def check_prompt(self, prompt: str, field: str = "prompt") -> None:
-        """Raises InvalidInput for a prompt that is empty or too long; the tokenizer has its say when an audit runs."""
-        if not prompt.strip():
+    def check_prompt(self, prompt: str, field: str = "prompt", checkpoint: str = "") -> None:
+        """Raises InvalidInput for a prompt that is empty or too long; the tokenizer has its say when an audit runs.
+
+        Args:
+            prompt: to be audited.
+            field: of the request.
+            checkpoint: id of the one that it is for, if that is known: one that draws without prompts takes none.
+        """
+        if not prompt.strip() and not (checkpoint and self._checkpoints.takes_no_prompt(checkpoint)):
             raise InvalidInput("the prompt is empty", reason="PROMPT_EMPTY", field=field)
         self._check_length(prompt, field)
 
@@ -153,6 +159,7 @@ class Planner:
         if request.HasField("definition_samples"):
             budget.definition_samples = request.definition_samples
         plan = self.plan(checkpoint, "", request.sampler, budget)
+        plan.auditor.require_screening(plan.sampler)
         return ScreeningPlan(plan.sampler, plan.budget.definition_samples, SCREENING * len(request.prompts))
 
     def plan_inspection(self, checkpoint: str, request: audit_pb2.InspectImageRequest) -> InspectionPlan:

@@ -15,7 +15,7 @@ from audit.batch.runner import Workers
 from audit.batch.tasks import Subject
 from audit.errors import InvalidInput
 from audit.verdict.calibration import Calibration
-from service.local import DEMO, open_checkpoint, open_reference
+from service.local import DEMO, find_source, open_checkpoint, open_reference
 from service.sharing import share
 from service.threads import Devices, alone, lone_threads
 
@@ -31,7 +31,7 @@ class Source:
     """From what an auditor is made, here or elsewhere.
 
     Attributes:
-        checkpoint: a folder, or "demo".
+        checkpoint: see `service.local.find_source`.
         reference: a reference set's folder, "demo", or "" for none.
         subject: what is audited.
         calibration: of the checkpoint; the built-in defaults when None.
@@ -158,7 +158,7 @@ def _run_in_ray(
 
     elsewhere = replace(
         source,
-        checkpoint=_absolute(source.checkpoint),
+        checkpoint=str(find_source(source.checkpoint).absolute()),
         reference=_absolute(source.reference),
         device="cuda" if options.gpus else "cpu",
     )

@@ -18,6 +18,7 @@ from audit.evidence.explanation import Explanation
 from audit.evidence.neighbors import Neighbors
 from audit.evidence.screening import EVALUATIONS as SCREENING
 from audit.inspection import Inspection
+from audit.model.checkpoint import Gap
 from audit.model.sampling import SamplerSettings
 from audit.reference.images import encode_png
 from audit.report import Cost, ReferenceUsed, Report
@@ -69,6 +70,7 @@ def report_to_proto(report: Report) -> report_pb2.Report:
         subject=_subject(report, decided.delta_m, decided.delta_s),
         cost=_cost(report.cost),
         provenance=_provenance(report),
+        gaps=gaps_to_proto(report.gaps),
     )
     message.subject.definition_samples = report.budget.definition_samples
     message.subject.budget.MergeFrom(
@@ -82,11 +84,16 @@ def report_to_proto(report: Report) -> report_pb2.Report:
     return message
 
 
+def gaps_to_proto(gaps: Sequence[Gap]) -> list[report_pb2.EvidenceGap]:
+    """What a checkpoint lacks."""
+    return [report_pb2.EvidenceGap(evidence=gap.evidence, reason=gap.reason) for gap in gaps]
+
+
 def sampler_overrides(options: audit_pb2.SamplerOptions) -> dict[str, Any]:
     """The settings that a request gives, for `audit.auditor.Auditor.resolve_sampler`; None means not given."""
     given: dict[str, Any] = {
         name: getattr(options, name) if options.HasField(name) else None
-        for name in ("steps", "guidance", "height", "width", "eta")
+        for name in ("steps", "guidance", "height", "width", "eta", "true_guidance")
     }
     return {"scheduler": options.scheduler or None, "negative_prompt": options.negative_prompt or None, **given}
 
@@ -357,6 +364,7 @@ def _subject(report: Report | Inspection, delta_m: float, delta_s: float) -> rep
     message = report_pb2.Subject(
         checkpoint=report.checkpoint_name,
         checkpoint_digest=report.checkpoint_digest,
+        checkpoint_source=report.checkpoint_source,
         family=report.family,
         sampler=report_pb2.Sampler(
             scheduler=report.scheduler_class,
@@ -366,6 +374,8 @@ def _subject(report: Report | Inspection, delta_m: float, delta_s: float) -> rep
             height=sampler.height,
             width=sampler.width,
             eta=sampler.eta,
+            true_guidance=sampler.true_guidance,
+            embedded=sampler.embedded,
         ),
         calibration=calibration_info(report.calibration, report.calibration_fits),
     )

@@ -31,7 +31,7 @@ from audit.reference.images import in_chunks
 
 #: How the words are weighed.
 METHOD = "deletion"
-#: σ of the noise level, near pure noise, where it is decided which image comes.
+#: σ/√(α² + σ²) of the noise level, near pure noise, where it is decided which image comes.
 NOISE_LEVEL = NOISE_LEVELS[0]
 
 
@@ -81,7 +81,8 @@ def attribute_words(
     texts = ["", prompt, *without]
     conditions = encode(texts)
     noise = draw_noise(SEEDS, latent_shape)[0].to(device, dtype)
-    timestep = denoiser.schedule.timestep(NOISE_LEVEL)
+    timestep = denoiser.schedule.timestep_at_level(NOISE_LEVEL)
+    noise = denoiser.schedule.pure_noise(noise, torch.tensor(timestep))
     found = []
     for part in in_chunks(len(texts) * len(noise), rows):
         index = torch.arange(part.start, part.stop)

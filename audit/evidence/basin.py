@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from audit.model.denoiser import Condition, Denoiser
-from audit.model.sampling import SamplerSettings, sample_from
+from audit.model.sampling import SamplerSettings, sample_from, set_timesteps
 from audit.reference.images import in_chunks
 
 #: Tells which rows came back: called with latents (rows, ...) and the index of the point that each started from.
@@ -102,7 +102,7 @@ def measure_basins(
     """
     n, trials = len(points), settings.trials
     ready = scheduler()
-    ready.set_timesteps(sampler.steps)
+    set_timesteps(ready, sampler.steps)
     steps = list(range(len(ready.timesteps) - 1, -1, -settings.stride))
     # Some schedulers stand between two timesteps.
     times = torch.as_tensor([float(ready.timesteps[step]) for step in steps], dtype=torch.float64)

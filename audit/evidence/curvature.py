@@ -54,7 +54,7 @@ class CurvatureSettings:
     Attributes:
         method: "lanczos", "dense" (2d evaluations a point) or "off".
         samples: independent samples it is taken at.
-        noise_levels: σ of each level; the nearest training timestep is used.
+        noise_levels: σ/√(α² + σ²) of each level; the nearest training timestep is used.
         probes: random vectors per point.
         steps: Arnoldi steps per probe.
         baseline: whether the unconditional branch is measured at the same points, which doubles the cost.
@@ -153,7 +153,7 @@ def measure_curvature(
         return ()
     points = latents[: settings.samples]
     n = len(points)
-    timesteps = [denoiser.schedule.timestep(level) for level in settings.noise_levels]
+    timesteps = [denoiser.schedule.timestep_at_level(level) for level in settings.noise_levels]
     branches = [condition, unconditional] if settings.baseline else [condition]
     # One problem per (level, branch, point), all of them in the same batches.
     alphas, sigmas = denoiser.schedule.at(torch.tensor(timesteps), points.new_empty(len(timesteps), 1))

@@ -21,7 +21,7 @@ from audit.evidence.basin import BasinSettings, measure_basins
 from audit.evidence.screening import Screening
 from audit.evidence.smoothed import SmoothedTrace
 from audit.model.denoiser import Condition, Denoiser
-from audit.model.sampling import SamplerSettings, draw_noise
+from audit.model.sampling import SamplerSettings, draw_noise, set_timesteps
 
 #: Trials of the basin, the share of them that must come back, and levels at most.
 TRIALS, SHARE, LEVELS = 4, 0.75, 10
@@ -65,8 +65,9 @@ class Found:
         near: distance to the nearest reference; inf when nothing was searched.
         draws: distances to the samples drawn, (draws,).
         basin: whether it comes back.
-        screening: of the prompt; None without one.
+        screening: of the prompt; None without one, and where the checkpoint has no contrast.
         smoothed: the trace.
+        prompted: whether there was a prompt.
     """
 
     reconstruction: float
@@ -75,6 +76,7 @@ class Found:
     basin: Basin
     screening: Screening | None
     smoothed: SmoothedTrace
+    prompted: bool
 
 
 def stride(steps: int) -> int:
@@ -106,7 +108,7 @@ def measure_return(
         seed: of the noise.
     """
     ready = scheduler()
-    ready.set_timesteps(sampler.steps)
+    set_timesteps(ready, sampler.steps)
     settings = BasinSettings(TRIALS, SHARE, stride(len(ready.timesteps)))
     basins = measure_basins(
         denoiser, scheduler, sampler, latent, condition, unconditional, lambda ends, _: same(ends), settings, seed=seed

@@ -22,14 +22,14 @@ class Evidence:
     """What was measured of a prompt.
 
     Attributes:
-        screening: on pure noise.
+        screening: on pure noise; None where the checkpoint has no contrast.
         stability: of the samples.
         smoothed: at the first of them.
         neighbors: nearest references; None when nothing was searched.
         curvature: one entry per noise level; empty when it was not measured. It is shown, and decides nothing.
     """
 
-    screening: Screening
+    screening: Screening | None
     stability: Stability
     smoothed: SmoothedTrace
     neighbors: Neighbors | None = None
@@ -87,11 +87,11 @@ class Draws:
             neighbors=None if found is None else found.first(n),
         )
 
-    def evidence(self, screening: Screening, delta_s: float) -> Evidence:
+    def evidence(self, screening: Screening | None, delta_s: float) -> Evidence:
         """What they show, with the screening of their prompt.
 
         Args:
-            screening: of the prompt.
+            screening: of the prompt; None where there is no contrast.
             delta_s: distance up to which two samples are the same state.
         """
         stability = measure_stability(self.vectors, delta_s, self.samples.displacements, self.samples.latents)

@@ -31,7 +31,7 @@ from audit.reference.images import in_chunks
 
 #: How the map is made.
 METHOD = "error-ratio"
-#: σ of the noise levels.
+#: σ/√(α² + σ²) of the noise levels.
 NOISE_LEVELS = (0.7, 0.9)
 #: Samples that the map is averaged over, at most.
 SAMPLES = 8
@@ -91,7 +91,7 @@ def error_ratio(
     noise = draw_noise(range(FIRST_SEED, FIRST_SEED + len(latents)), latents.shape[1:])[0].to(latents)
     found = torch.zeros(latents.shape[2:], dtype=torch.float64)
     for level in NOISE_LEVELS:
-        timestep = denoiser.schedule.timestep(level)
+        timestep = denoiser.schedule.timestep_at_level(level)
         for part in in_chunks(len(latents), max(1, rows // 4)):
             clean, added = latents[part].repeat(2, 1, 1, 1), torch.cat([noise[part], -noise[part]])
             n, t = len(added), torch.full((2 * len(added),), timestep)

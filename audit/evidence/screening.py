@@ -1,7 +1,7 @@
 r"""Screening on pure noise: how differently the network predicts with and without the prompt, before any image is made.
 
 With ε_Δ = ε̂(z, t, prompt) − ε̂(z, t, empty prompt) on pure noise z, whatever the timestep, three measurements a noise
-level:
+level (where hardly any signal is left, ε_Δ is what `audit.model.denoiser.Denoiser.contrast` says):
 
     contrast    ‖ε_Δ‖₂/√d                            large where the prompt leads to one image (Wen et al. 2024)
     curvature   σ ‖∂ε_Δ/∂x · ε_Δ‖₂ / ‖ε_Δ‖₂          by a forward difference, no autograd (Jeon et al. 2025)
@@ -27,8 +27,9 @@ from audit.model.denoiser import Condition, Denoiser, concatenate, repeat, selec
 from audit.model.sampling import draw_noise
 from audit.reference.images import in_chunks
 
-#: σ of the noise levels at which prompts are screened. High up the contrast tells where one image is all that a prompt
-#: leads to; half-way down, where the prediction on pure noise is far from what was trained, whether few of them are.
+#: σ/√(α² + σ²) of the noise levels at which prompts are screened. High up the contrast tells where one image is all
+#: that a prompt leads to; half-way down, where the prediction on pure noise is far from what was trained, whether few
+#: of them are.
 NOISE_LEVELS = (0.92, 0.5)
 #: Seeds of the noise: the same for all prompts of all checkpoints, and none that users are likely to audit with.
 SEEDS = range(7_000_000_000, 7_000_000_004)
@@ -68,14 +69,9 @@ def _alignment(unconditional: Tensor, difference: Tensor) -> Tensor:
 
 
 def measure_contrast(
-    denoiser: Denoiser,
-    x: Tensor,
-    timestep: int,
-    condition: Condition,
-    unconditional: Condition,
-    known: Tensor | None = None,
+    denoiser: Denoiser, x: Tensor, timestep: int, condition: Condition, unconditional: Condition
 ) -> Contrast:
-    """ε_Δ at points: 2 evaluations each, or 1 where the unconditional prediction is known.
+    """ε_Δ at points: 2 evaluations each.
 
     Args:
         denoiser: ε̂.
@@ -83,17 +79,19 @@ def measure_contrast(
         timestep: of all points.
         condition: of the prompt, one row, or one for every point.
         unconditional: of the empty prompt, one row.
-        known: the unconditional prediction there.
     """
     n = len(x)
     if len(next(iter(condition.values()))) != n:
         condition = repeat(condition, n)
-    if known is None:
-        rows = concatenate([condition, repeat(unconditional, n)])
-        wanted, other = denoiser(torch.cat([x, x]), torch.full((2 * n,), timestep), rows).chunk(2)
-    else:
-        wanted, other = denoiser(x, torch.full((n,), timestep), condition), known
-    return Contrast(other, wanted - other, timestep, float(denoiser.schedule.sigmas[timestep]))
+    t = torch.full((n,), timestep)
+    rows = concatenate([condition, repeat(unconditional, n)])
+    wanted, other = denoiser.native(torch.cat([x, x]), t.repeat(2), rows).chunk(2)
+    return Contrast(
+        denoiser.noise(x, t, other),
+        denoiser.contrast(t, wanted, other),
+        timestep,
+        float(denoiser.schedule.sigmas[timestep]),
+    )
 
 
 def contrast_curvature(
@@ -140,7 +138,7 @@ class Screen:
         denoiser: ε̂.
         latent_shape: of one row.
         unconditional: of the empty prompt, one row.
-        noise_levels: σ of each level; the nearest training timestep is used.
+        noise_levels: σ/√(α² + σ²) of each level; the nearest training timestep is used.
         seeds: of the noise.
         device: where latents live.
         dtype: of latents.
@@ -157,14 +155,14 @@ class Screen:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.timesteps = tuple(denoiser.schedule.timestep(level) for level in noise_levels)
+        self.timesteps = tuple(denoiser.schedule.timestep_at_level(level) for level in noise_levels)
         n, levels = len(seeds), len(self.timesteps)
         noise = draw_noise(seeds, latent_shape)[0].to(device, dtype)
         #: Every noise at every level, (n · levels, *latent shape), the levels of a noise beside each other.
-        self._points = noise.repeat_interleave(levels, 0)
         self._times = torch.tensor(self.timesteps).repeat(n)
+        self._points = denoiser.schedule.pure_noise(noise.repeat_interleave(levels, 0), self._times)
         with torch.inference_mode():
-            self._known = denoiser(self._points, self._times, repeat(unconditional, n * levels))
+            self._known = denoiser.native(self._points, self._times, repeat(unconditional, n * levels))
 
     @property
     def evaluations(self) -> int:
@@ -185,10 +183,10 @@ class Screen:
         for part in in_chunks(count * each, rows):
             index = torch.arange(part.start, part.stop)
             place, owner = index % each, index // each
-            known = self._known[place]
-            found = denoiser(self._points[place], self._times[place], select(prompts, owner)) - known
+            x, t, known = self._points[place], self._times[place], self._known[place]
+            found = denoiser.contrast(t, denoiser.native(x, t, select(prompts, owner)), known)
             norms.append(found.flatten(1).double().square().mean(1).sqrt().cpu())
-            cosines.append(_alignment(known, found).double().cpu())
+            cosines.append(_alignment(denoiser.noise(x, t, known), found).double().cpu())
         shape = (count, -1, len(self.timesteps))
         contrast, alignment = torch.cat(norms).reshape(shape).numpy(), torch.cat(cosines).reshape(shape).numpy()
         sigmas = tuple(float(denoiser.schedule.sigmas[t]) for t in self.timesteps)

@@ -60,12 +60,12 @@ def measure_smoothed_trace(
         denoiser: ε̂.
         latents: samples ẑ₀, (n, *latent shape), also none.
         condition: of the prompt, one row.
-        noise_levels: σ of each level; the nearest training timestep is used.
+        noise_levels: σ/√(α² + σ²) of each level; the nearest training timestep is used.
         seeds: of the noise, one per sample; a sample has the same noise at every level.
         rows: most rows in one call of the denoiser.
     """
     n, levels = len(latents), len(noise_levels)
-    timesteps = [denoiser.schedule.timestep(level) for level in noise_levels]
+    timesteps = [denoiser.schedule.timestep_at_level(level) for level in noise_levels]
     sigmas = tuple(float(denoiser.schedule.sigmas[t]) for t in timesteps)
     if not n:
         return SmoothedTrace(tuple(timesteps), sigmas, np.zeros((0, levels)))

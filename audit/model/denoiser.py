@@ -6,6 +6,10 @@ A forward process x_t = α_t x₀ + σ_t ε has the score s = −ε̂/σ and, in
     v-prediction (α² + σ² = 1; Salimans & Ho 2022, appendix D)   ε̂ = αv + σx        x̂₀ = αx − σv
     sample prediction                                             ε̂ = (x − αx̂₀)/σ
     ε-prediction                                                  x̂₀ = (x − σε̂)/α
+    rectified flow, α = 1 − σ, v = ε − x₀ (Liu et al. 2023)       ε̂ = x + (1 − σ)v         x̂₀ = x − σv
+
+A noise level is the share of the noise in the standard deviation of what the network sees, σ/√(α² + σ²): σ itself where
+α² + σ² = 1. Forward processes of one level differ by the scale of x alone, so that measurements at it are comparable.
 """
 
 from __future__ import annotations
@@ -17,7 +21,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-PredictionType = Literal["epsilon", "v_prediction", "sample"]
+PredictionType = Literal["epsilon", "v_prediction", "sample", "flow"]
+
+#: Least signal α/σ at which differences of ε̂ are taken as they are: less than at the last step of Stable Diffusion's
+#: schedule (0.068), where the published detectors measure.
+LEAST_SIGNAL = 0.06
 
 #: What a prompt becomes: named tensors, each with one entry per row in its first dimension.
 Condition = Mapping[str, Tensor]
@@ -41,12 +49,37 @@ class Schedule:
         cumulative = alphas_cumprod.double()
         return cls(cumulative.sqrt(), (1 - cumulative).sqrt())
 
+    @classmethod
+    def rectified_flow(cls, timesteps: int = 1000) -> Schedule:
+        """α = 1 − σ and σ = t/timesteps for t from 0 to `timesteps`, pure noise included (Liu et al. 2023)."""
+        sigmas = torch.arange(timesteps + 1, dtype=torch.float64) / timesteps
+        return cls(1 - sigmas, sigmas)
+
     def __len__(self) -> int:
         return len(self.alphas)
+
+    @property
+    def scales(self) -> Tensor:
+        """√(α² + σ²) at every timestep: the standard deviation of x_t for data of standard deviation 1."""
+        return (self.alphas.square() + self.sigmas.square()).sqrt()
 
     def timestep(self, sigma: float) -> int:
         """The timestep whose σ is nearest."""
         return int((self.sigmas - sigma).abs().argmin())
+
+    def timestep_at_level(self, level: float) -> int:
+        """The timestep whose noise level σ/√(α² + σ²) is nearest."""
+        return int((self.sigmas / self.scales - level).abs().argmin())
+
+    def pure_noise(self, noise: Tensor, t: Tensor) -> Tensor:
+        """Standard normal noise as large as what the network sees at a timestep, whatever the signal there.
+
+        Args:
+            noise: shape (n, ...).
+            t: timesteps, shape (n,) or ().
+        """
+        alpha, sigma = self.at(t, noise.double())
+        return noise * (alpha.square() + sigma.square()).sqrt().to(noise)
 
     def at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """α and σ of per-row timesteps, shaped to multiply `like` row by row.
@@ -102,6 +135,8 @@ class Denoiser(ABC):
         alpha, sigma = self.schedule.at(t, x)
         if self.prediction_type == "v_prediction":
             return alpha * native + sigma * x
+        if self.prediction_type == "flow":
+            return x + alpha * native
         return (x - alpha * native) / sigma
 
     def clean(self, x: Tensor, t: Tensor, native: Tensor) -> Tensor:
@@ -111,7 +146,22 @@ class Denoiser(ABC):
         alpha, sigma = self.schedule.at(t, x)
         if self.prediction_type == "v_prediction":
             return alpha * x - sigma * native
+        if self.prediction_type == "flow":
+            return x - sigma * native
         return (x - sigma * native) / alpha
+
+    def contrast(self, t: Tensor, wanted: Tensor, other: Tensor) -> Tensor:
+        """ε_Δ, the difference of two noise predictions at the same point, from the network's own outputs.
+
+        ε_Δ = −(α/σ) x̂₀_Δ vanishes with the signal whatever the predictions are, at the first step of a flow and of a
+        schedule with zero terminal signal-to-noise ratio. There α/σ is taken to be `LEAST_SIGNAL`: what differs is x̂₀.
+        """
+        difference = wanted - other
+        if self.prediction_type == "epsilon":
+            return difference
+        alpha, sigma = self.schedule.at(t, difference)
+        signal = torch.maximum(alpha, LEAST_SIGNAL * sigma)
+        return -signal / sigma * difference if self.prediction_type == "sample" else signal * difference
 
 
 class MeteredDenoiser(Denoiser):

@@ -1,81 +1,116 @@
-"""Reading a checkpoint folder that nobody vouches for."""
+"""Reading the files of a checkpoint that nobody vouches for: bounded, and refused in our own words."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import SafetensorError, safe_open
+from typing import Any, Literal
 
 from audit.errors import BrokenCheckpoint
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+#: Bytes, values and levels of a JSON file. The longest that are common, indices of shards, have a twentieth of that.
+MAX_JSON_BYTES, MAX_JSON_VALUES, MAX_JSON_DEPTH = 2**21, 2**16, 32
+
+Reason = Literal[
+    "CHECKPOINT_DAMAGED",
+    "CHECKPOINT_FAMILY_UNSUPPORTED",
+    "CHECKPOINT_INCOMPLETE",
+    "CHECKPOINT_PICKLED",
+    "CHECKPOINT_QUANTIZATION_UNSUPPORTED",
+    "CHECKPOINT_SCHEDULER_UNSUPPORTED",
+    "CHECKPOINT_TOO_LARGE",
+    "CHECKPOINT_UNSAFE",
+]
+
+
+def broken(message: str, reason: Reason) -> BrokenCheckpoint:
+    """The error that refuses a checkpoint."""
+    return BrokenCheckpoint(message, reason=reason, field="checkpoint")
+
+
+def shown(name: object) -> str:
+    """Something out of a file, as it may stand in a message: short, and of printable ASCII alone."""
+    text = str(name)
+    return ascii(text if len(text) <= 80 else f"{text[:77]}...")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of a checkpoint folder.
 
     Raises:
-        BrokenCheckpoint: the file is missing or holds no JSON object.
+        BrokenCheckpoint: the file is missing, too large, or holds no JSON object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as stream:
+            raw = stream.read(MAX_JSON_BYTES + 1)
     except FileNotFoundError:
-        value = f"{path.name} is missing"
-    except (OSError, UnicodeDecodeError, ValueError):
-        value = f"{path.name} is not valid JSON"
-    if isinstance(value, dict):
-        return value
-    message = value if isinstance(value, str) else f"{path.name} is not a JSON object"
-    raise BrokenCheckpoint(message, reason="CHECKPOINT_INCOMPLETE", field="checkpoint")
+        raise broken(f"{path.name} is missing", "CHECKPOINT_INCOMPLETE") from None
+    except OSError:
+        raise broken(f"{path.name} cannot be read", "CHECKPOINT_INCOMPLETE") from None
+    return parse_json(raw, path.name, most_bytes=MAX_JSON_BYTES, most_values=MAX_JSON_VALUES)
 
 
-def weight_files(component: Path) -> list[Path]:
-    """The safetensors files of one component.
-
-    Raises:
-        BrokenCheckpoint: there are none; pickled weights get a reason of their own.
-    """
-    safe = sorted(component.glob("*.safetensors"))
-    if safe:
-        return safe
-    pickled = [path.name for path in sorted(component.glob("*")) if path.suffix in PICKLES]
-    if pickled:
-        raise BrokenCheckpoint(
-            f"{component.name}/{pickled[0]} is a pickled weight file, which can run code when it is read; "
-            "convert the checkpoint to safetensors",
-            reason="CHECKPOINT_PICKLED",
-            field="checkpoint",
-        )
-    raise BrokenCheckpoint(f"{component.name} has no weights", reason="CHECKPOINT_INCOMPLETE", field="checkpoint")
-
-
-def weights_bytes(folder: Path, dtype: torch.dtype) -> int:
-    """Bytes that the weights of a pipeline take in memory, from the headers of its safetensors files.
+def parse_json(raw: bytes, name: str, *, most_bytes: int, most_values: int) -> dict[str, Any]:
+    """A JSON object, in memory bounded beforehand.
 
     Args:
-        folder: of the pipeline. Files that cannot be read count nothing: loading says what is wrong with them.
-        dtype: that the weights will have.
+        raw: UTF-8.
+        name: what it is called in messages.
+        most_bytes: of the text.
+        most_values: of its objects, arrays and their entries, together. Commas and brackets in strings count, too.
+
+    Raises:
+        BrokenCheckpoint: it has more of them, more than `MAX_JSON_DEPTH` levels, a key twice, which readers understand
+            differently, or is no JSON object.
     """
-    total = 0
-    for component in (path for path in folder.glob("*") if path.is_dir()):
-        for file in component.glob("*.safetensors"):
-            with contextlib.suppress(SafetensorError, OSError), safe_open(file, framework="pt") as tensors:
-                total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-    return total * dtype.itemsize
+    if len(raw) > most_bytes or sum(raw.count(mark) for mark in (b",", b"[", b"{")) > most_values:
+        raise broken(f"{name} has more than {most_bytes} bytes or {most_values} values", "CHECKPOINT_TOO_LARGE")
+    try:
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_once)
+    except RecursionError:
+        raise broken(f"{name} is nested too deeply", "CHECKPOINT_TOO_LARGE") from None
+    except ValueError:  # no UTF-8, no JSON, an integer of thousands of digits
+        raise broken(f"{name} is not valid JSON", "CHECKPOINT_INCOMPLETE") from None
+    if not isinstance(value, dict):
+        raise broken(f"{name} is not a JSON object", "CHECKPOINT_INCOMPLETE")
+    if any(depth > MAX_JSON_DEPTH for _, _, depth in walk_json(value)):
+        raise broken(f"{name} is nested too deeply", "CHECKPOINT_TOO_LARGE")
+    return value
 
 
-def digest_files(files: Sequence[Path], root: Path) -> str:
+def walk_json(value: Any) -> Iterator[tuple[str, Any, int]]:
+    """Every value in a JSON value, the nearest key above it ("" for none), and how many levels it is below the top."""
+    waiting = [("", value, 0)]
+    while waiting:
+        key, found, depth = waiting.pop()
+        yield key, found, depth
+        if isinstance(found, dict):
+            waiting += [(name, inner, depth + 1) for name, inner in found.items()]
+        elif isinstance(found, list):
+            waiting += [(key, inner, depth + 1) for inner in found]
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands there twice")
+    return found
+
+
+def digest_files(files: Mapping[str, Path]) -> str:
     """SHA-256, as "sha256:…", over names and contents, in the order of the names."""
-    total = hashlib.sha256()
-    for path in sorted(files):
+    lines = []
+    for name, path in sorted(files.items()):
         with path.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
-        total.update(f"{path.relative_to(root).as_posix()} {content}\n".encode())
-    return f"sha256:{total.hexdigest()}"
+            lines.append(f"{name} {hashlib.file_digest(stream, 'sha256').hexdigest()}")
+    return digest_lines(lines)
+
+
+def digest_lines(lines: Iterable[str]) -> str:
+    """SHA-256, as "sha256:…", over lines."""
+    text = "".join(f"{line}\n" for line in lines)
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"

@@ -1,78 +1,91 @@
-"""A folder on disk becomes a `Checkpoint`, or a clear error."""
+"""Files become a `Checkpoint`, or a clear error."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from audit.errors import BrokenCheckpoint, NotFound
+from audit.errors import AuditError, BrokenCheckpoint
 from audit.model.checkpoint import Checkpoint
-from audit.model.families import stable_diffusion
-from audit.model.files import read_json
-from audit.model.sampling import SamplerSettings
+from audit.model.checkpoint_source import CheckpointSource
+from audit.model.sources import Source, open_source
 
 #: Side of the latents of the image that is drawn when a checkpoint was loaded, and its steps.
 TRIAL_CELLS, TRIAL_STEPS = 8, 5
-
-#: The loader of each family, by the `_class_name` of model_index.json.
-LOADERS: dict[str, Callable[[Path, str, torch.device, torch.dtype], Checkpoint]] = {
-    "StableDiffusionPipeline": stable_diffusion.load,
-}
+#: The folders of an absolute path.
+_FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/'\":,]+/)*")
 
 
 def load_checkpoint(
-    folder: Path, *, name: str = "", device: str = "cpu", dtype: torch.dtype = torch.float32
+    source: CheckpointSource | Path | str, *, name: str = "", device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Checkpoint:
-    """Load a diffusers pipeline folder. Only safetensors weights are read; no code in the folder is ever run.
+    """Load a checkpoint. Only safetensors weights are read; no code that comes with them is ever run.
 
     Args:
-        folder: holds model_index.json.
-        name: the folder's name when "".
+        source: where it is; a string is what `CheckpointSource.parse` understands.
+        name: what people call it; the source's own name when "".
         device: a torch device.
         dtype: the weights' precision.
 
     Raises:
-        NotFound: there is no such folder.
-        BrokenCheckpoint: it is no checkpoint, of an unsupported family, damaged, its weights are pickled, or its
-            parts do not fit together.
+        NotFound: there is no such folder, file or repository.
+        InvalidInput: the string names no source.
+        BrokenCheckpoint: it is no checkpoint, of an unsupported family, damaged, unsafe, its weights are pickled, or
+            its parts do not fit together.
     """
-    if not folder.is_dir():
-        raise NotFound(f"no checkpoint folder {folder.name!r}", reason="CHECKPOINT_NOT_FOUND", field="checkpoint")
-    index = read_json(folder / "model_index.json")
-    family = index.get("_class_name")
-    if not isinstance(family, str) or family not in LOADERS:
-        raise BrokenCheckpoint(
-            f"{folder.name} is a {family!r}; supported: {', '.join(LOADERS)}",
-            reason="CHECKPOINT_FAMILY_UNSUPPORTED",
-            field="checkpoint",
-        )
+    if not isinstance(source, CheckpointSource):
+        source = CheckpointSource.parse(source) if isinstance(source, str) else CheckpointSource(str(source))
+    name = name or source.name
     try:
-        checkpoint = LOADERS[family](folder, name or folder.name, torch.device(device), dtype)
+        checkpoint = see(open_source(source, torch.device(device), dtype), name)
         _try_out(checkpoint)
         return checkpoint
-    except BrokenCheckpoint:
+    except BrokenCheckpoint as error:
+        raise BrokenCheckpoint(f"{name} cannot be loaded: {error}", reason=error.reason, field=error.field) from error
+    except AuditError:
         raise
     except Exception as error:  # the libraries below raise anything at all for a damaged file
-        # Clients read this: it tells nothing of where the folder is.
-        cause = str(error).replace(str(folder), folder.name).strip() or type(error).__name__
+        text = str(error).replace(str(Path(source.base)), name).strip() or type(error).__name__
+        # Clients read this: it tells nothing of where files are.
+        cause = _FOLDERS.sub("", text.splitlines()[0])
         raise BrokenCheckpoint(
-            f"{folder.name} cannot be loaded: {cause.splitlines()[0]}",
-            reason="CHECKPOINT_DAMAGED",
-            field="checkpoint",
+            f"{name} cannot be loaded: {cause}", reason="CHECKPOINT_DAMAGED", field="checkpoint"
         ) from error
+
+
+def see(source: Source, name: str) -> Checkpoint:
+    """A loaded pipeline as a checkpoint.
+
+    Raises:
+        BrokenCheckpoint: its parts do not fit together.
+    """
+    model = source.family.adapt(source.pipeline)
+    return Checkpoint(
+        **vars(model),
+        name=name,
+        digest=source.digest,
+        autoencoder=source.autoencoder_digest,
+        source=source.source.told(),
+    )
 
 
 def _try_out(checkpoint: Checkpoint) -> None:
     """Draw one small image: parts that do not fit together fail here, and the first audit finds everything warm."""
     side = TRIAL_CELLS * checkpoint.size_factor
     steps = min(TRIAL_STEPS, len(checkpoint.denoiser.schedule))
-    settings = SamplerSettings(steps=steps, guidance=1.0, height=side, width=side)
+    settings = replace(checkpoint.defaults, steps=steps)
+    if not checkpoint.fixed_size:
+        settings = replace(settings, height=side, width=side)
+    if not settings.embedded:
+        settings = replace(settings, guidance=1.0)
     condition = checkpoint.encode_prompts([""])
     drawn = checkpoint.sample(settings, condition, condition, [0])
     image = checkpoint.decode(drawn.latents)
-    if image.shape != (1, checkpoint.image_channels, side, side) or image.shape[1] not in (1, 3):
+    shape = (1, checkpoint.image_channels, settings.height, settings.width)
+    if image.shape != shape or image.shape[1] not in (1, 3):
         raise ValueError(f"the autoencoder decodes to {tuple(image.shape[1:])}")
     if checkpoint.encode(image).shape != drawn.latents.shape:
         raise ValueError("the autoencoder encodes to other latents than it decodes")

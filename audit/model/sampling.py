@@ -24,7 +24,11 @@ SCHEDULERS: dict[str, str] = {
     "dpm++2m": "DPMSolverMultistepScheduler",
     "unipc": "UniPCMultistepScheduler",
     "pndm": "PNDMScheduler",
+    "lcm": "LCMScheduler",
+    "flow-euler": "FlowMatchEulerDiscreteScheduler",
 }
+#: Those that step along a rectified flow; all others along a diffusion.
+FLOW_SCHEDULERS = ("flow-euler",)
 
 MAX_STEPS = 1000
 MAX_GUIDANCE = 100.0
@@ -38,11 +42,14 @@ class SamplerSettings:
         scheduler: a key of `SCHEDULERS`, or "" for the checkpoint's own.
         steps: denoiser steps per image.
         guidance: weight of classifier-free guidance (Ho & Salimans 2022, as diffusers counts it: 1 is none). Weights
-            under 1 lean towards the unconditional branch; diffusers' pipelines take them for 1.
+            under 1 lean towards the unconditional branch; diffusers' pipelines take them for 1. Of a network that was
+            distilled from guidance, the weight that it is told.
         negative_prompt: conditions the other branch of the guidance.
         height: of the image, in pixels.
         width: of the image, in pixels.
         eta: DDIM's stochasticity, in [0, 1].
+        true_guidance: weight of classifier-free guidance on top of an embedded one; 1 is none.
+        embedded: whether the network is told `guidance`, and nothing else is done with it. The checkpoint says so.
     """
 
     scheduler: str = ""
@@ -52,6 +59,8 @@ class SamplerSettings:
     height: int = 0
     width: int = 0
     eta: float = 0.0
+    true_guidance: float = 1.0
+    embedded: bool = False
 
     def __post_init__(self) -> None:
         """Raises InvalidInput, naming the field, for values out of range."""
@@ -67,19 +76,26 @@ class SamplerSettings:
                 reason="STEPS_OUT_OF_RANGE",
                 field="sampler.steps",
             )
-        if not (math.isfinite(self.guidance) and 0 <= self.guidance <= MAX_GUIDANCE):
-            raise InvalidInput(
-                f"guidance must be a number in [0, {MAX_GUIDANCE:g}], not {self.guidance}",
-                reason="GUIDANCE_OUT_OF_RANGE",
-                field="sampler.guidance",
-            )
+        for name in ("guidance", "true_guidance"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and 0 <= value <= MAX_GUIDANCE):
+                raise InvalidInput(
+                    f"{name} must be a number in [0, {MAX_GUIDANCE:g}], not {value}",
+                    reason="GUIDANCE_OUT_OF_RANGE",
+                    field=f"sampler.{name}",
+                )
         if not (math.isfinite(self.eta) and 0 <= self.eta <= 1):
             raise InvalidInput(f"eta must be in [0, 1], not {self.eta}", reason="ETA_OUT_OF_RANGE", field="sampler.eta")
 
     @property
+    def weight(self) -> float:
+        """Of the classifier-free guidance that is done."""
+        return self.true_guidance if self.embedded else self.guidance
+
+    @property
     def guided(self) -> bool:
         """Whether the unconditional (or negative) branch is evaluated at all."""
-        return self.guidance != 1.0
+        return self.weight != 1.0
 
 
 @dataclass(frozen=True)
@@ -90,7 +106,8 @@ class Samples:
         seeds: one per row.
         latents: the samplers' results, shape (n, *latent shape).
         displacements: ‖z_t − z_{t+1}‖ per step, shape (n, steps).
-        contrasts: ‖ε_Δ‖₂ = ‖ε̂_cond − ε̂_uncond‖₂ per step, shape (n, steps); empty (n, 0) without guidance.
+        contrasts: ‖ε_Δ‖₂ = ‖ε̂_cond − ε̂_uncond‖₂ per step, shape (n, steps), where hardly any signal is left as
+            `audit.model.denoiser.Denoiser.contrast` says; empty (n, 0) without guidance.
         contrast_map: the last step's Σ_channels ε_Δ²/σ², shape (n, height, width) of the latent (Kim & Lee 2026):
             where in the image the copy sits; None without guidance.
     """
@@ -128,6 +145,21 @@ def build_scheduler(name: str, config: dict[str, Any]) -> Any:
     return getattr(diffusers, class_name).from_config({k: v for k, v in config.items() if k != "_class_name"})
 
 
+def set_timesteps(scheduler: Any, steps: int) -> None:
+    """Set the timesteps of a scheduler, unless they are set: pipelines that do so in their own way have done it."""
+    if getattr(scheduler, "num_inference_steps", None) is None:
+        scheduler.set_timesteps(steps)
+
+
+def add_noise(scheduler: Any, clean: Tensor, noise: Tensor, step: int) -> Tensor:
+    """Clean latents noised to where a trajectory stands before one of its steps, in the scheduler's coordinates."""
+    if hasattr(scheduler, "set_begin_index"):  # those that count their steps
+        scheduler.set_begin_index(step)
+    forward = getattr(scheduler, "add_noise", None) or (lambda x, z, t: scheduler.scale_noise(x, t, z))
+    found: Tensor = forward(clean, noise, scheduler.timesteps[step].expand(len(clean)))
+    return found
+
+
 def draw_noise(seeds: Sequence[int], shape: Sequence[int]) -> tuple[Tensor, list[torch.Generator]]:
     """Standard normal starts, one generator per seed, float32 on the CPU so that every device gets the same.
 
@@ -159,7 +191,8 @@ def sample(
 
     Args:
         denoiser: what predicts.
-        scheduler: a fresh one of `build_scheduler`; it keeps state, so it serves this call alone.
+        scheduler: a fresh one of `build_scheduler`, with or without its timesteps; it keeps state, so it serves this
+            call alone.
         settings: steps, guidance and eta are read here.
         condition: of the prompt, one row.
         unconditional: of the empty or negative prompt, one row.
@@ -173,8 +206,8 @@ def sample(
         The samples and what their trajectories gave for free.
     """
     start, generators = draw_noise(seeds, latent_shape)
-    scheduler.set_timesteps(settings.steps)
-    x = (start * float(scheduler.init_noise_sigma)).to(device, dtype)
+    set_timesteps(scheduler, settings.steps)
+    x = (start * float(getattr(scheduler, "init_noise_sigma", 1.0))).to(device, dtype)
     return _walk(denoiser, scheduler, settings, condition, unconditional, seeds, x, generators, 0, on_step)
 
 
@@ -214,10 +247,8 @@ def sample_from(
             field="sampler.scheduler",
         )
     noise, generators = draw_noise(seeds, clean.shape[1:])
-    scheduler.set_timesteps(settings.steps)
-    if hasattr(scheduler, "set_begin_index"):  # those that count their steps
-        scheduler.set_begin_index(first_step)
-    x = scheduler.add_noise(clean, noise.to(clean), scheduler.timesteps[first_step].expand(len(clean)))
+    set_timesteps(scheduler, settings.steps)
+    x = add_noise(scheduler, clean, noise.to(clean), first_step)
     return _walk(denoiser, scheduler, settings, condition, unconditional, seeds, x, generators, first_step).latents
 
 
@@ -247,18 +278,15 @@ def _walk(
 
     displacements, contrasts, contrast_map = [], [], None
     for step, t in enumerate(scheduler.timesteps[first_step:]):
-        scaled = scheduler.scale_model_input(x, t)
+        # What steps along a flow takes latents as they are.
+        scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         if settings.guided:
-            doubled = torch.cat([scaled, scaled])
-            times = t.expand(2 * n)
-            native = denoiser.native(doubled, times, rows)
-            other, wanted = native.chunk(2)
-            noise_other, noise_wanted = denoiser.noise(doubled, times, native).chunk(2)
-            contrast = noise_wanted - noise_other
+            other, wanted = denoiser.native(torch.cat([scaled, scaled]), t.expand(2 * n), rows).chunk(2)
+            contrast = denoiser.contrast(t.expand(n), wanted, other)
             contrasts.append(contrast.flatten(1).norm(dim=1))
             _, sigma = denoiser.schedule.at(t.expand(n), x)
             contrast_map = (contrast / sigma).square().sum(1)
-            native = other + settings.guidance * (wanted - other)
+            native = other + settings.weight * (wanted - other)
         else:
             native = denoiser.native(scaled, t.expand(n), rows)
         moved = scheduler.step(native, t, x, **extra, return_dict=False)[0].to(dtype)

@@ -174,7 +174,7 @@ class Progress(_message.Message):
     def __init__(self, stage: _Optional[str] = ..., evaluations: _Optional[int] = ..., planned_evaluations: _Optional[int] = ..., queue_position: _Optional[int] = ...) -> None: ...
 
 class SamplerOptions(_message.Message):
-    __slots__ = ("scheduler", "steps", "guidance", "negative_prompt", "height", "width", "eta")
+    __slots__ = ("scheduler", "steps", "guidance", "negative_prompt", "height", "width", "eta", "true_guidance")
     SCHEDULER_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     GUIDANCE_FIELD_NUMBER: _ClassVar[int]
@@ -182,6 +182,7 @@ class SamplerOptions(_message.Message):
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     ETA_FIELD_NUMBER: _ClassVar[int]
+    TRUE_GUIDANCE_FIELD_NUMBER: _ClassVar[int]
     scheduler: str
     steps: int
     guidance: float
@@ -189,7 +190,8 @@ class SamplerOptions(_message.Message):
     height: int
     width: int
     eta: float
-    def __init__(self, scheduler: _Optional[str] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., negative_prompt: _Optional[str] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., eta: _Optional[float] = ...) -> None: ...
+    true_guidance: float
+    def __init__(self, scheduler: _Optional[str] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., negative_prompt: _Optional[str] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., eta: _Optional[float] = ..., true_guidance: _Optional[float] = ...) -> None: ...
 
 class BudgetOptions(_message.Message):
     __slots__ = ("seeds", "first_seed", "definition_samples", "curvature", "minimum_seeds")

@@ -22,31 +22,32 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from audit.v1 import report_pb2 as audit_dot_v1_dot_report__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x61udit/v1/checkpoint.proto\x12\x08\x61udit.v1\"?\n\x16ListCheckpointsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"a\n\x17ListCheckpointsResponse\x12-\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x18.audit.v1.CheckpointInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"+\n\x15LoadCheckpointRequest\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\"F\n\x16LoadCheckpointResponse\x12,\n\ncheckpoint\x18\x01 \x01(\x0b\x32\x18.audit.v1.CheckpointInfo\"-\n\x17UnloadCheckpointRequest\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\"H\n\x18UnloadCheckpointResponse\x12,\n\ncheckpoint\x18\x01 \x01(\x0b\x32\x18.audit.v1.CheckpointInfo\"\x9d\x01\n\x0e\x43heckpointInfo\x12\n\n\x02id\x18\x01 \x01(\t\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.audit.v1.CheckpointState\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x04 \x01(\t\x12\x12\n\nparameters\x18\x05 \x01(\x03\x12\x12\n\ncalibrated\x18\x06 \x01(\x08\x12\r\n\x05\x65rror\x18\x07 \x01(\t*\xa9\x01\n\x0f\x43heckpointState\x12 \n\x1c\x43HECKPOINT_STATE_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x43HECKPOINT_STATE_UNLOADED\x10\x01\x12\x1c\n\x18\x43HECKPOINT_STATE_LOADING\x10\x02\x12\x1a\n\x16\x43HECKPOINT_STATE_READY\x10\x03\x12\x1b\n\x17\x43HECKPOINT_STATE_FAILED\x10\x04\x32\x9b\x02\n\x11\x43heckpointService\x12V\n\x0fListCheckpoints\x12 .audit.v1.ListCheckpointsRequest\x1a!.audit.v1.ListCheckpointsResponse\x12S\n\x0eLoadCheckpoint\x12\x1f.audit.v1.LoadCheckpointRequest\x1a .audit.v1.LoadCheckpointResponse\x12Y\n\x10UnloadCheckpoint\x12!.audit.v1.UnloadCheckpointRequest\x1a\".audit.v1.UnloadCheckpointResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x61udit/v1/checkpoint.proto\x12\x08\x61udit.v1\x1a\x15\x61udit/v1/report.proto\"?\n\x16ListCheckpointsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"a\n\x17ListCheckpointsResponse\x12-\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x18.audit.v1.CheckpointInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"+\n\x15LoadCheckpointRequest\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\"F\n\x16LoadCheckpointResponse\x12,\n\ncheckpoint\x18\x01 \x01(\x0b\x32\x18.audit.v1.CheckpointInfo\"-\n\x17UnloadCheckpointRequest\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\"H\n\x18UnloadCheckpointResponse\x12,\n\ncheckpoint\x18\x01 \x01(\x0b\x32\x18.audit.v1.CheckpointInfo\"\xe5\x01\n\x0e\x43heckpointInfo\x12\n\n\x02id\x18\x01 \x01(\t\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.audit.v1.CheckpointState\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x04 \x01(\t\x12\x12\n\nparameters\x18\x05 \x01(\x03\x12\x12\n\ncalibrated\x18\x06 \x01(\x08\x12\r\n\x05\x65rror\x18\x07 \x01(\t\x12\x10\n\x08guidance\x18\x08 \x01(\t\x12\x0f\n\x07prompts\x18\t \x01(\t\x12#\n\x04gaps\x18\n \x03(\x0b\x32\x15.audit.v1.EvidenceGap*\xa9\x01\n\x0f\x43heckpointState\x12 \n\x1c\x43HECKPOINT_STATE_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x43HECKPOINT_STATE_UNLOADED\x10\x01\x12\x1c\n\x18\x43HECKPOINT_STATE_LOADING\x10\x02\x12\x1a\n\x16\x43HECKPOINT_STATE_READY\x10\x03\x12\x1b\n\x17\x43HECKPOINT_STATE_FAILED\x10\x04\x32\x9b\x02\n\x11\x43heckpointService\x12V\n\x0fListCheckpoints\x12 .audit.v1.ListCheckpointsRequest\x1a!.audit.v1.ListCheckpointsResponse\x12S\n\x0eLoadCheckpoint\x12\x1f.audit.v1.LoadCheckpointRequest\x1a .audit.v1.LoadCheckpointResponse\x12Y\n\x10UnloadCheckpoint\x12!.audit.v1.UnloadCheckpointRequest\x1a\".audit.v1.UnloadCheckpointResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'audit.v1.checkpoint_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHECKPOINTSTATE']._serialized_start=602
-  _globals['_CHECKPOINTSTATE']._serialized_end=771
-  _globals['_LISTCHECKPOINTSREQUEST']._serialized_start=39
-  _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=102
-  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_start=104
-  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_end=201
-  _globals['_LOADCHECKPOINTREQUEST']._serialized_start=203
-  _globals['_LOADCHECKPOINTREQUEST']._serialized_end=246
-  _globals['_LOADCHECKPOINTRESPONSE']._serialized_start=248
-  _globals['_LOADCHECKPOINTRESPONSE']._serialized_end=318
-  _globals['_UNLOADCHECKPOINTREQUEST']._serialized_start=320
-  _globals['_UNLOADCHECKPOINTREQUEST']._serialized_end=365
-  _globals['_UNLOADCHECKPOINTRESPONSE']._serialized_start=367
-  _globals['_UNLOADCHECKPOINTRESPONSE']._serialized_end=439
-  _globals['_CHECKPOINTINFO']._serialized_start=442
-  _globals['_CHECKPOINTINFO']._serialized_end=599
-  _globals['_CHECKPOINTSERVICE']._serialized_start=774
-  _globals['_CHECKPOINTSERVICE']._serialized_end=1057
+  _globals['_CHECKPOINTSTATE']._serialized_start=697
+  _globals['_CHECKPOINTSTATE']._serialized_end=866
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_start=62
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=125
+  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_start=127
+  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_end=224
+  _globals['_LOADCHECKPOINTREQUEST']._serialized_start=226
+  _globals['_LOADCHECKPOINTREQUEST']._serialized_end=269
+  _globals['_LOADCHECKPOINTRESPONSE']._serialized_start=271
+  _globals['_LOADCHECKPOINTRESPONSE']._serialized_end=341
+  _globals['_UNLOADCHECKPOINTREQUEST']._serialized_start=343
+  _globals['_UNLOADCHECKPOINTREQUEST']._serialized_end=388
+  _globals['_UNLOADCHECKPOINTRESPONSE']._serialized_start=390
+  _globals['_UNLOADCHECKPOINTRESPONSE']._serialized_end=462
+  _globals['_CHECKPOINTINFO']._serialized_start=465
+  _globals['_CHECKPOINTINFO']._serialized_end=694
+  _globals['_CHECKPOINTSERVICE']._serialized_start=869
+  _globals['_CHECKPOINTSERVICE']._serialized_end=1152
 # @@protoc_insertion_point(module_scope)

@@ -1,3 +1,4 @@
+from audit.v1 import report_pb2 as _report_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -61,7 +62,7 @@ class UnloadCheckpointResponse(_message.Message):
     def __init__(self, checkpoint: _Optional[_Union[CheckpointInfo, _Mapping]] = ...) -> None: ...
 
 class CheckpointInfo(_message.Message):
-    __slots__ = ("id", "state", "digest", "family", "parameters", "calibrated", "error")
+    __slots__ = ("id", "state", "digest", "family", "parameters", "calibrated", "error", "guidance", "prompts", "gaps")
     ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -69,6 +70,9 @@ class CheckpointInfo(_message.Message):
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     CALIBRATED_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    GUIDANCE_FIELD_NUMBER: _ClassVar[int]
+    PROMPTS_FIELD_NUMBER: _ClassVar[int]
+    GAPS_FIELD_NUMBER: _ClassVar[int]
     id: str
     state: CheckpointState
     digest: str
@@ -76,4 +80,7 @@ class CheckpointInfo(_message.Message):
     parameters: int
     calibrated: bool
     error: str
-    def __init__(self, id: _Optional[str] = ..., state: _Optional[_Union[CheckpointState, str]] = ..., digest: _Optional[str] = ..., family: _Optional[str] = ..., parameters: _Optional[int] = ..., calibrated: _Optional[bool] = ..., error: _Optional[str] = ...) -> None: ...
+    guidance: str
+    prompts: str
+    gaps: _containers.RepeatedCompositeFieldContainer[_report_pb2.EvidenceGap]
+    def __init__(self, id: _Optional[str] = ..., state: _Optional[_Union[CheckpointState, str]] = ..., digest: _Optional[str] = ..., family: _Optional[str] = ..., parameters: _Optional[int] = ..., calibrated: _Optional[bool] = ..., error: _Optional[str] = ..., guidance: _Optional[str] = ..., prompts: _Optional[str] = ..., gaps: _Optional[_Iterable[_Union[_report_pb2.EvidenceGap, _Mapping]]] = ...) -> None: ...

@@ -22,7 +22,7 @@ spurious: Verdict
 generalized: Verdict
 
 class Report(_message.Message):
-    __slots__ = ("prompt", "verdict", "confidence", "decided", "probabilities", "fractions", "recurring_probability", "copies", "reasons", "stability", "curvature", "samples", "subject", "cost", "provenance", "measurements", "explanation")
+    __slots__ = ("prompt", "verdict", "confidence", "decided", "probabilities", "fractions", "recurring_probability", "copies", "reasons", "stability", "curvature", "samples", "subject", "cost", "provenance", "measurements", "explanation", "gaps")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     VERDICT_FIELD_NUMBER: _ClassVar[int]
     CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
@@ -40,6 +40,7 @@ class Report(_message.Message):
     PROVENANCE_FIELD_NUMBER: _ClassVar[int]
     MEASUREMENTS_FIELD_NUMBER: _ClassVar[int]
     EXPLANATION_FIELD_NUMBER: _ClassVar[int]
+    GAPS_FIELD_NUMBER: _ClassVar[int]
     prompt: str
     verdict: Verdict
     confidence: float
@@ -57,7 +58,16 @@ class Report(_message.Message):
     provenance: Provenance
     measurements: _containers.RepeatedCompositeFieldContainer[Measurement]
     explanation: Explanation
-    def __init__(self, prompt: _Optional[str] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., confidence: _Optional[float] = ..., decided: _Optional[bool] = ..., probabilities: _Optional[_Union[ClassValues, _Mapping]] = ..., fractions: _Optional[_Union[ClassIntervals, _Mapping]] = ..., recurring_probability: _Optional[float] = ..., copies: _Optional[_Union[CopyEvidence, _Mapping]] = ..., reasons: _Optional[_Iterable[str]] = ..., stability: _Optional[_Union[StabilityEvidence, _Mapping]] = ..., curvature: _Optional[_Iterable[_Union[CurvatureEvidence, _Mapping]]] = ..., samples: _Optional[_Iterable[_Union[SampleEvidence, _Mapping]]] = ..., subject: _Optional[_Union[Subject, _Mapping]] = ..., cost: _Optional[_Union[Cost, _Mapping]] = ..., provenance: _Optional[_Union[Provenance, _Mapping]] = ..., measurements: _Optional[_Iterable[_Union[Measurement, _Mapping]]] = ..., explanation: _Optional[_Union[Explanation, _Mapping]] = ...) -> None: ...
+    gaps: _containers.RepeatedCompositeFieldContainer[EvidenceGap]
+    def __init__(self, prompt: _Optional[str] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., confidence: _Optional[float] = ..., decided: _Optional[bool] = ..., probabilities: _Optional[_Union[ClassValues, _Mapping]] = ..., fractions: _Optional[_Union[ClassIntervals, _Mapping]] = ..., recurring_probability: _Optional[float] = ..., copies: _Optional[_Union[CopyEvidence, _Mapping]] = ..., reasons: _Optional[_Iterable[str]] = ..., stability: _Optional[_Union[StabilityEvidence, _Mapping]] = ..., curvature: _Optional[_Iterable[_Union[CurvatureEvidence, _Mapping]]] = ..., samples: _Optional[_Iterable[_Union[SampleEvidence, _Mapping]]] = ..., subject: _Optional[_Union[Subject, _Mapping]] = ..., cost: _Optional[_Union[Cost, _Mapping]] = ..., provenance: _Optional[_Union[Provenance, _Mapping]] = ..., measurements: _Optional[_Iterable[_Union[Measurement, _Mapping]]] = ..., explanation: _Optional[_Union[Explanation, _Mapping]] = ..., gaps: _Optional[_Iterable[_Union[EvidenceGap, _Mapping]]] = ...) -> None: ...
+
+class EvidenceGap(_message.Message):
+    __slots__ = ("evidence", "reason")
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    evidence: str
+    reason: str
+    def __init__(self, evidence: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Explanation(_message.Message):
     __slots__ = ("words", "map", "words_method", "map_method", "samples")
@@ -262,7 +272,7 @@ class Spectrum(_message.Message):
     def __init__(self, trace: _Optional[float] = ..., trace_error: _Optional[float] = ..., flat_share: _Optional[float] = ..., log_volume: _Optional[float] = ..., top: _Optional[_Iterable[float]] = ..., bottom: _Optional[_Iterable[float]] = ..., asymmetry: _Optional[float] = ...) -> None: ...
 
 class Subject(_message.Message):
-    __slots__ = ("checkpoint", "checkpoint_digest", "family", "reference", "reference_digest", "reference_size", "reference_complete", "sampler", "definition_samples", "calibration", "embedder_digest", "budget")
+    __slots__ = ("checkpoint", "checkpoint_digest", "family", "reference", "reference_digest", "reference_size", "reference_complete", "sampler", "definition_samples", "calibration", "embedder_digest", "budget", "checkpoint_source")
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
@@ -275,6 +285,7 @@ class Subject(_message.Message):
     CALIBRATION_FIELD_NUMBER: _ClassVar[int]
     EMBEDDER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     BUDGET_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_SOURCE_FIELD_NUMBER: _ClassVar[int]
     checkpoint: str
     checkpoint_digest: str
     family: str
@@ -287,7 +298,8 @@ class Subject(_message.Message):
     calibration: CalibrationInfo
     embedder_digest: str
     budget: Budget
-    def __init__(self, checkpoint: _Optional[str] = ..., checkpoint_digest: _Optional[str] = ..., family: _Optional[str] = ..., reference: _Optional[str] = ..., reference_digest: _Optional[str] = ..., reference_size: _Optional[int] = ..., reference_complete: _Optional[bool] = ..., sampler: _Optional[_Union[Sampler, _Mapping]] = ..., definition_samples: _Optional[int] = ..., calibration: _Optional[_Union[CalibrationInfo, _Mapping]] = ..., embedder_digest: _Optional[str] = ..., budget: _Optional[_Union[Budget, _Mapping]] = ...) -> None: ...
+    checkpoint_source: str
+    def __init__(self, checkpoint: _Optional[str] = ..., checkpoint_digest: _Optional[str] = ..., family: _Optional[str] = ..., reference: _Optional[str] = ..., reference_digest: _Optional[str] = ..., reference_size: _Optional[int] = ..., reference_complete: _Optional[bool] = ..., sampler: _Optional[_Union[Sampler, _Mapping]] = ..., definition_samples: _Optional[int] = ..., calibration: _Optional[_Union[CalibrationInfo, _Mapping]] = ..., embedder_digest: _Optional[str] = ..., budget: _Optional[_Union[Budget, _Mapping]] = ..., checkpoint_source: _Optional[str] = ...) -> None: ...
 
 class Budget(_message.Message):
     __slots__ = ("seeds", "minimum_seeds", "first_seed", "curvature")
@@ -302,7 +314,7 @@ class Budget(_message.Message):
     def __init__(self, seeds: _Optional[int] = ..., minimum_seeds: _Optional[int] = ..., first_seed: _Optional[int] = ..., curvature: _Optional[str] = ...) -> None: ...
 
 class Sampler(_message.Message):
-    __slots__ = ("scheduler", "steps", "guidance", "negative_prompt", "height", "width", "eta")
+    __slots__ = ("scheduler", "steps", "guidance", "negative_prompt", "height", "width", "eta", "true_guidance", "embedded")
     SCHEDULER_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     GUIDANCE_FIELD_NUMBER: _ClassVar[int]
@@ -310,6 +322,8 @@ class Sampler(_message.Message):
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     ETA_FIELD_NUMBER: _ClassVar[int]
+    TRUE_GUIDANCE_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDED_FIELD_NUMBER: _ClassVar[int]
     scheduler: str
     steps: int
     guidance: float
@@ -317,7 +331,9 @@ class Sampler(_message.Message):
     height: int
     width: int
     eta: float
-    def __init__(self, scheduler: _Optional[str] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., negative_prompt: _Optional[str] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., eta: _Optional[float] = ...) -> None: ...
+    true_guidance: float
+    embedded: bool
+    def __init__(self, scheduler: _Optional[str] = ..., steps: _Optional[int] = ..., guidance: _Optional[float] = ..., negative_prompt: _Optional[str] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., eta: _Optional[float] = ..., true_guidance: _Optional[float] = ..., embedded: _Optional[bool] = ...) -> None: ...
 
 class CalibrationInfo(_message.Message):
     __slots__ = ("digest", "delta_m", "delta_s", "fits", "prompts", "make_time", "estimators_digest")

@@ -33,7 +33,8 @@ class Calibration(BaseModel):
         definition_samples: N, which δ_s belongs to.
         delta_m: distance to the nearest reference up to which a sample is memorized; None: `UNCALIBRATED_RMS`.
         delta_s: distance to the nearest other sample up to which it recurs; None: `UNCALIBRATED_RMS`.
-        ordinary: measurements of ordinary prompts, by the names of `audit.verdict.features.measurements`.
+        ordinary: measurements of ordinary prompts, by the names of `audit.verdict.features.measurements`; without
+            contrasts of a checkpoint that has none.
         prompts: how many ordinary prompts there were.
         screen_threshold: probability of recurrence, from the screen alone, over which a prompt is flagged.
         false_positive_rate: share of ordinary prompts that it flags, at most.
@@ -57,7 +58,7 @@ class Calibration(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.ordinary.keys() != {*CONTRASTS, *TRACES}:
+        if self.ordinary.keys() not in ({*CONTRASTS, *TRACES}, {*TRACES}):
             raise ValueError(f"ordinary prompts are measured by {', '.join((*CONTRASTS, *TRACES))}")
         if not all(math.isfinite(value) for usual in self.ordinary.values() for value in (usual.mean, usual.spread)):
             raise ValueError("every number is finite")

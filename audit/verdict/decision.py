@@ -15,6 +15,7 @@ that samples can overrule them. All of it is summed over a grid of R and C.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,9 +25,10 @@ from scipy.stats import beta
 
 from audit.evidence.gathered import Evidence
 from audit.evidence.screening import Screening
+from audit.model.checkpoint import Gap
 from audit.verdict.calibration import Calibration
 from audit.verdict.estimators import Estimators, ShareEstimator, shipped
-from audit.verdict.features import CONTRASTS, measurements, meetings, normalise
+from audit.verdict.features import CONTRASTS, TRACES, Ordinary, measurements, meetings, normalise
 from audit.verdict.rule import CLASSES, PhaseClass, classify_samples
 
 #: Version of the way from evidence to verdict. Raised whenever the same evidence would give another answer, so that
@@ -157,7 +159,7 @@ def screen(
         fractions=(memorized, spurious, generalized),
         recurring_probability=recurring,
         flagged=recurring > calibration.screen_threshold,
-        measurements=_against(measured, calibration),
+        measurements=_against(measured, calibration.ordinary),
     )
 
 
@@ -169,6 +171,7 @@ def decide(
     dimension: int,
     definition_samples: int,
     fits: bool,
+    gaps: Sequence[Gap] = (),
     estimators: Estimators | None = None,
 ) -> Decision:
     """Weigh the evidence.
@@ -180,6 +183,7 @@ def decide(
         dimension: of pixel vectors.
         definition_samples: N.
         fits: whether the calibration was made with this checkpoint and sampler.
+        gaps: evidence that is missing. With any, the measurements of a calibration that is not its own are no measure.
         estimators: those that ship when None.
     """
     stability, neighbors = evidence.stability, evidence.neighbors
@@ -193,8 +197,11 @@ def decide(
 
     measured = measurements(evidence.screening, evidence.smoothed)
     met = meetings(stability, delta_s)
-    features = normalise(measured, calibration.ordinary) | met
-    shown = _against(measured, calibration) + tuple(Measurement(name, value, None) for name, value in met.items())
+    # What is ordinary on one checkpoint is so on another of the same kind at best.
+    lacking = any(gap.evidence != "explanation" for gap in gaps)
+    ordinary = {} if lacking and not fits else calibration.ordinary
+    features = normalise(measured, ordinary) | met
+    shown = _against(measured, ordinary) + tuple(Measurement(name, value, None) for name, value in met.items())
     unchecked = neighbors is None or not reference_complete
     posterior = _prior(features, n, estimators or shipped(), definition_samples, fits=fits, unchecked=unchecked)
     if neighbors is not None:
@@ -213,7 +220,7 @@ def decide(
         reasons=tuple(
             _reasons(
                 evidence, shown, posterior, copies, distinct, delta_m, delta_s, reference_complete,
-                definition_samples, fits,
+                definition_samples, fits, gaps, features,
             )
         ),
         measurements=shown,
@@ -222,6 +229,8 @@ def decide(
     )  # fmt: skip
 
 
+#: What measurements are of.
+_KINDS = {"curvature": TRACES, "contrast": CONTRASTS}
 #: How the measurements that decide most are said.
 _SAID = {
     "trace_near": "Of the noise added to its samples, the model finds this share again:",
@@ -229,13 +238,14 @@ _SAID = {
 }
 
 
-def _against(measured: dict[str, float], calibration: Calibration) -> tuple[Measurement, ...]:
+def _against(measured: Mapping[str, float], ordinary: Mapping[str, Ordinary]) -> tuple[Measurement, ...]:
     """Measurements beside what is ordinary. People read contrasts, not their logarithms."""
     shown = []
     for name, value in measured.items():
-        values = (value, *calibration.ordinary[name].range)
-        own, low, high = (math.exp(v) for v in values) if name in CONTRASTS else values
-        shown.append(Measurement(name, own, (low, high)))
+        usual = ordinary.get(name)
+        values = (value, *(usual.range if usual is not None else ()))
+        own, *ends = (math.exp(v) for v in values) if name in CONTRASTS else values
+        shown.append(Measurement(name, own, (ends[0], ends[1]) if ends else None))
     return tuple(shown)
 
 
@@ -312,7 +322,8 @@ def _cells(
     estimator: ShareEstimator, features: dict[str, float], trust: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The distribution of a share in `_CELLS` cells of [0, 1], narrow at its ends: mean within, and mass of each."""
-    mean, concentration = estimator.predict(features), estimator.concentration * trust
+    mean, concentration = estimator.distribution(features)
+    concentration *= trust
     a, b = concentration * mean + 1e-3, concentration * (1 - mean) + 1e-3
     edges = np.sin(np.linspace(0, np.pi / 2, _CELLS + 1)) ** 2
     # E[x; x in a cell] of Beta(a, b) is a/(a + b) times the mass that Beta(a + 1, b) has there.
@@ -332,13 +343,17 @@ def _reasons(
     complete: bool,
     definition_samples: int,
     fits: bool,
+    gaps: Sequence[Gap],
+    features: Mapping[str, float],
 ) -> list[str]:
     stability, neighbors = evidence.stability, evidence.neighbors
     n = len(stability.mode_of)
     sentences = []
     if neighbors is None:
+        kinds = [kind for kind, names in _KINDS.items() if features.keys() & set(names)]
         sentences.append(
-            "No reference set was searched: whether what recurs is copied is judged by curvature and contrast alone."
+            "No reference set was searched: whether what recurs is copied is judged by "
+            f"{' and '.join(kinds) or 'where seeds meet'} alone."
         )
     elif copies:
         images = "one training image" if distinct == 1 else f"{distinct} different training images"
@@ -372,6 +387,7 @@ def _reasons(
                 f"{_SAID[one.name]} {one.value:.2f}, {place} the range of ordinary prompts ({low:.2f} to {high:.2f})."
             )
     sentences.append(f"From this, {1 - posterior.means[2]:.0%} of {definition_samples} samples are expected to recur.")
+    sentences += [gap.reason for gap in gaps if gap.evidence != "explanation"]
     if not fits:
         sentences.append(
             "No calibration of this checkpoint with these sampler settings: thresholds and estimates are rough."

@@ -1,5 +1,8 @@
 """From features to shares: how much of what a prompt gives recurs, and how much of that is copied.
 
+A feature that a checkpoint cannot give is as likely anything that it was among the prompts of the fit: the estimate
+moves towards what is usual there, and is worth less. It is not taken for ordinary, which would be an all-clear.
+
 The estimators ship with Basin and are the same for every checkpoint, because features are free of its scale. They were
 fitted by `basin bench fit` to the truth of the tuning ladders (see `audit.bench.fitting`), and nothing else.
 """
@@ -15,11 +18,14 @@ from typing import Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, model_validator
+from scipy.special import expit, logit
 
 from audit.verdict.features import CONTRASTS, MEETINGS, TRACES
 
 FILE = Path(__file__).with_name("estimators.json")
 FEATURES = (*CONTRASTS, *TRACES, *MEETINGS)
+#: Of the quadrature over features that are missing.
+NODES = 32
 
 
 class _Model(BaseModel):
@@ -60,10 +66,30 @@ class ShareEstimator(_Model):
         return self
 
     def predict(self, features: Mapping[str, float]) -> float:
-        """r̂ in (0, 1)."""
+        """r̂ in (0, 1), of all features."""
         values = np.asarray([features[name] for name in self.features])
-        logit = self.intercept + float(((values - self.center) / self.spread) @ np.asarray(self.weights))
-        return 1.0 / (1.0 + math.exp(-min(max(logit, -30.0), 30.0)))
+        log_odds = self.intercept + float(((values - self.center) / self.spread) @ np.asarray(self.weights))
+        return 1.0 / (1.0 + math.exp(-min(max(log_odds, -30.0), 30.0)))
+
+    def distribution(self, features: Mapping[str, float]) -> tuple[float, float]:
+        """Mean and concentration of the share, also where features are missing.
+
+        A missing feature is normally distributed with mean μ and standard deviation s, so that the logit has the
+        variance Σ w² over them. The mixture of Beta distributions over it is replaced by one of the same mean and
+        variance.
+        """
+        missing = [name not in features for name in self.features]
+        known = {name: features.get(name, center) for name, center in zip(self.features, self.center, strict=True)}
+        mean = self.predict(known)
+        width = math.sqrt(sum(weight**2 for weight, gone in zip(self.weights, missing, strict=True) if gone))
+        if not width:
+            return mean, self.concentration
+        nodes, masses = np.polynomial.hermite_e.hermegauss(NODES)
+        shares = expit(logit(mean) + width * nodes)
+        masses = masses / masses.sum()
+        middle = float(masses @ shares)
+        second = float(masses @ (shares**2 + shares * (1 - shares) / (self.concentration + 1)))
+        return middle, middle * (1 - middle) / (second - middle**2) - 1
 
 
 class Look(_Model):

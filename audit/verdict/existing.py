@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,14 +10,11 @@ from numpy.typing import NDArray
 
 from audit.evidence.existing import Found
 from audit.evidence.gathered import Evidence
-from audit.evidence.screening import Screening
 from audit.evidence.stability import cluster
+from audit.model.checkpoint import Gap
 from audit.verdict.calibration import Calibration
 from audit.verdict.decision import Measurement, decide
 from audit.verdict.rule import CLASSES, DEFINITION_SAMPLES, PhaseClass
-
-#: Stands for what cannot be measured without a prompt, so that the rest can be; nothing of it is used.
-_NO_SCREENING = Screening((), (), np.ones((1, 2)), np.zeros((1, 2)))
 
 
 class Conclusion(NamedTuple):
@@ -29,7 +27,13 @@ class Conclusion(NamedTuple):
 
 
 def conclude(
-    found: Found, calibration: Calibration, *, complete: bool | None, dimension: int, fits: bool
+    found: Found,
+    calibration: Calibration,
+    *,
+    complete: bool | None,
+    dimension: int,
+    fits: bool,
+    gaps: Sequence[Gap] = (),
 ) -> Conclusion:
     """Weigh what was measured.
 
@@ -43,9 +47,10 @@ def conclude(
         complete: whether "not found" means "not there"; None when nothing was searched.
         dimension: of pixel vectors.
         fits: whether the calibration was made with this checkpoint and sampler.
+        gaps: evidence that is missing.
     """
     delta_m, delta_s = calibration.thresholds(dimension)
-    evidence = Evidence(found.screening or _NO_SCREENING, cluster(np.zeros((1, 1)), delta_s), found.smoothed)
+    evidence = Evidence(found.screening, cluster(np.zeros((1, 1)), delta_s), found.smoothed)
     expected = decide(
         evidence,
         calibration,
@@ -53,9 +58,9 @@ def conclude(
         dimension=dimension,
         definition_samples=DEFINITION_SAMPLES,
         fits=fits,
+        gaps=gaps,
     )
-    prompted = found.screening is not None
-    shown = tuple(one for one in expected.measurements if prompted or not one.name.startswith("contrast"))
+    prompted, shown = found.prompted, expected.measurements
     copied = found.near <= delta_m
     met = int((found.draws <= delta_s).sum())
     foreign = found.reconstruction > delta_s or not found.basin.found
@@ -77,6 +82,7 @@ def conclude(
     told = probabilities is not None and (prompted or max(probabilities) == 1.0)
     verdict = CLASSES[int(np.argmax(probabilities))] if told and probabilities is not None else None
     reasons = _reasons(found, shown, delta_m, delta_s, met, complete, fits)
+    reasons += [gap.reason for gap in gaps if gap.evidence != "explanation"]
     return Conclusion(verdict, probabilities, shown, tuple(reasons))
 
 
@@ -110,7 +116,7 @@ def _reasons(
             f"The autoencoder does not give it back (distance {found.reconstruction:.2f}, {same}): the checkpoint did "
             "not make it as it is, and the rest is about what the autoencoder makes of it."
         )
-    under = "under this prompt" if found.screening is not None else "without a prompt"
+    under = "under this prompt" if found.prompted else "without a prompt"
     if met:
         sentences.append(f"{met} of {len(found.draws)} samples drawn {under} are the same image.")
     if basin.found:
@@ -132,7 +138,7 @@ def _reasons(
                 f"Of the noise added to it, the model finds this share again: {one.value:.2f}; samples of ordinary "
                 f"prompts are at {low:.2f} to {high:.2f}."
             )
-    if found.screening is None:
+    if not found.prompted:
         sentences.append("Without a prompt there is no contrast to judge by: whether it recurs is not estimated.")
     if not fits:
         sentences.append(

@@ -22,7 +22,7 @@ from audit.evidence.screening import Screening
 from audit.evidence.smoothed import SmoothedTrace
 from audit.evidence.stability import Stability
 
-#: σ of the levels at which the smoothed trace is taken.
+#: σ/√(α² + σ²) of the levels at which the smoothed trace is taken.
 NOISE_LEVELS = (0.35, 0.7)
 #: Samples it is taken at, at most: more would tell nothing new of a prompt.
 TRACED = 8
@@ -51,25 +51,29 @@ class Ordinary(BaseModel):
         return self.mean - 1.645 * self.spread, self.mean + 1.645 * self.spread
 
 
-def measurements(screening: Screening, smoothed: SmoothedTrace | None) -> dict[str, float]:
+def measurements(screening: Screening | None, smoothed: SmoothedTrace | None) -> dict[str, float]:
     """The measurements that have a scale of their own on every checkpoint, before it is taken away.
 
     Returns:
-        Mean log contrast by name; and mean smoothed trace, when it was measured.
+        By name, mean log contrast and mean smoothed trace, each when it was measured.
     """
-    # A prompt that changes nothing has no contrast, and no logarithm.
-    contrast = np.log(np.maximum(screening.contrast, 1e-12)).mean(0)
-    found = {name: float(value) for name, value in zip(CONTRASTS, contrast, strict=True)}
+    found: dict[str, float] = {}
+    if screening is not None:
+        # A prompt that changes nothing has no contrast, and no logarithm.
+        contrast = np.log(np.maximum(screening.contrast, 1e-12)).mean(0)
+        found |= {name: float(value) for name, value in zip(CONTRASTS, contrast, strict=True)}
     if smoothed is not None:
         found |= {name: float(value) for name, value in zip(TRACES, smoothed.values.mean(0), strict=True)}
     return found
 
 
 def normalise(measured: Mapping[str, float], ordinary: Mapping[str, Ordinary]) -> dict[str, float]:
-    """Features from measurements: what is ordinary on a checkpoint becomes 0."""
+    """Features from measurements: what is ordinary on a checkpoint becomes 0, what nobody knows of is left out."""
     found = {}
     for name, value in measured.items():
-        usual = ordinary[name]
+        usual = ordinary.get(name)
+        if usual is None:
+            continue
         # Bounded: neither prompts that are all alike nor a checkpoint that only copies may divide by nothing.
         scale = max(usual.spread, 1e-3) if name in CONTRASTS else max(1.0 - usual.mean, 0.1)
         found[name] = min(max((value - usual.mean) / scale, -20.0), 20.0)

@@ -61,7 +61,7 @@ def audit(
     local: Annotated[bool, typer.Option("--local", help="Audit in this process, without a server.")] = False,
     checkpoint: Annotated[
         str,
-        typer.Option(metavar="ID|FOLDER", help="A server's checkpoint by id; with --local a folder, or demo."),
+        typer.Option(metavar="ID|SOURCE", help=f"A server's checkpoint by id; with --local {options.SOURCE}."),
     ] = "",
     reference: Annotated[
         str,
@@ -84,6 +84,7 @@ def audit(
     scheduler: options.Scheduler = "",
     steps: options.Steps = None,
     guidance: options.Guidance = None,
+    true_guidance: options.TrueGuidance = None,
     negative_prompt: options.NegativePrompt = "",
     size: options.Size = "",
     eta: options.Eta = None,

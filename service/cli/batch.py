@@ -35,7 +35,9 @@ def run(
             "prompts list).",
         ),
     ],
-    checkpoint: Annotated[list[str], typer.Option(metavar="FOLDER", help="A checkpoint's folder, or demo; repeat it.")],
+    checkpoint: Annotated[
+        list[str], typer.Option(metavar="SOURCE", help=f"A checkpoint, {options.SOURCE}; repeat it.")
+    ],
     reference: Annotated[str, typer.Option(metavar="FOLDER", help="A reference set's folder, or demo.")] = "",
     out: Annotated[Path, typer.Option(metavar="RUN", help="Folder of the run.")] = Path("runs/batch"),
     store: Annotated[str, typer.Option(metavar="URL", help="Database of results.  [default: a file in RUN]")] = "",
@@ -46,6 +48,7 @@ def run(
     scheduler: options.Scheduler = "",
     steps: options.Steps = None,
     guidance: options.Guidance = None,
+    true_guidance: options.TrueGuidance = None,
     negative_prompt: options.NegativePrompt = "",
     size: options.Size = "",
     eta: options.Eta = None,

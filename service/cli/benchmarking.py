@@ -30,7 +30,7 @@ def bench(
     public: Annotated[
         bool, typer.Option("--public", help="Instead, on public prompt lists, with --checkpoint and the lists.")
     ] = False,
-    checkpoint: Annotated[str, typer.Option(metavar="FOLDER", help="With --public: the checkpoint.")] = "",
+    checkpoint: Annotated[str, typer.Option(metavar="SOURCE", help="With --public: the checkpoint.")] = "",
     reference: Annotated[
         str, typer.Option(metavar="FOLDER", help="With --public: a reference set, if there is one.")
     ] = "",

@@ -20,7 +20,7 @@ ENOUGH = 30
 
 
 def calibrate(
-    checkpoint: Annotated[str, typer.Option(metavar="FOLDER", help="The checkpoint, or demo.")],
+    checkpoint: Annotated[str, typer.Option(metavar="SOURCE", help=f"The checkpoint, {options.SOURCE}.")],
     prompts: Annotated[
         str, typer.Option(metavar="FILE", help="About 50 ordinary prompts, one a line; - for standard input.")
     ],
@@ -42,6 +42,7 @@ def calibrate(
     scheduler: options.Scheduler = "",
     steps: options.Steps = None,
     guidance: options.Guidance = None,
+    true_guidance: options.TrueGuidance = None,
     negative_prompt: options.NegativePrompt = "",
     size: options.Size = "",
     eta: options.Eta = None,
@@ -61,8 +62,7 @@ def calibrate(
     with messages().status("loading the checkpoint"):
         from audit.auditor import Auditor
         from audit.calibrate import calibrate
-        from audit.demo import CHECKPOINT
-        from service.local import DEMO, open_checkpoint, open_reference
+        from service.local import DEMO, find_source, open_checkpoint, open_reference
 
         loaded, _ = open_checkpoint(checkpoint, device, dtype)
         auditor = Auditor(loaded, open_reference(reference) if reference else None)
@@ -70,6 +70,7 @@ def calibrate(
             scheduler=scheduler or None,
             steps=steps,
             guidance=guidance,
+            true_guidance=true_guidance,
             negative_prompt=negative_prompt or None,
             height=sides and sides[0],
             width=sides and sides[1],
@@ -77,9 +78,10 @@ def calibrate(
         )
         for text in texts:
             auditor.check_prompt(text)
-    target = out or (CHECKPOINT if checkpoint == DEMO else Path(checkpoint)) / "calibration.json"
-    if checkpoint == DEMO and out is None:
-        raise InvalidInput("name a file with --out: the demo has its calibration", reason="OUT_REQUIRED", field="out")
+    target = out or find_source(checkpoint).calibration_file
+    if target is None or (checkpoint == DEMO and out is None):
+        why = "the demo has its calibration" if checkpoint == DEMO else "the checkpoint is no folder alone"
+        raise InvalidInput(f"name a file with --out: {why}", reason="OUT_REQUIRED", field="out")
     with progress_bar() as bar:
         bar.live.transient = True
         bar.disable = not bar.console.is_terminal

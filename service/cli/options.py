@@ -22,6 +22,8 @@ DEFAULT_SERVER = "localhost:50051"
 SAMPLER = "Sampler"
 BUDGET = "Budget"
 RAY = "Ray"
+#: What a source of a checkpoint may be; see `audit.model.checkpoint_source`.
+SOURCE = "a folder, OWNER/NAME@REVISION, or FILE.safetensors,config=FOLDER"
 
 
 def check_where(context: typer.Context, *, local: bool, timeout: float | None, device: str, dtype: str) -> None:
@@ -75,12 +77,24 @@ def finite(option: typer.CallbackParam, value: float | None) -> float | None:
 
 
 Scheduler = Annotated[
-    str, typer.Option(rich_help_panel=SAMPLER, help="ddim, ddpm, euler, euler-ancestral, dpm++2m, unipc or pndm.")
+    str,
+    typer.Option(
+        rich_help_panel=SAMPLER,
+        help="ddim, ddpm, euler, euler-ancestral, dpm++2m, unipc, pndm or lcm; flow-euler where it flows.",
+    ),
 ]
 Steps = Annotated[int | None, typer.Option(rich_help_panel=SAMPLER, help="Denoiser steps per image.")]
 Guidance = Annotated[
     float | None,
     typer.Option(rich_help_panel=SAMPLER, callback=finite, help="Weight of classifier-free guidance; 1 is none."),
+]
+TrueGuidance = Annotated[
+    float | None,
+    typer.Option(
+        rich_help_panel=SAMPLER,
+        callback=finite,
+        help="Weight of classifier-free guidance where --guidance is embedded.",
+    ),
 ]
 NegativePrompt = Annotated[
     str, typer.Option(rich_help_panel=SAMPLER, help="Conditions the other branch of the guidance.")
@@ -151,7 +165,9 @@ def requested(flags: Mapping[str, Any], **subject: Any) -> audit_pb2.AuditReques
     """
     sides = parse_size(flags["size"])
     request = audit_pb2.AuditRequest()
-    sampler = {name: flags[name] for name in ("scheduler", "steps", "guidance", "negative_prompt", "eta")}
+    sampler = {
+        name: flags[name] for name in ("scheduler", "steps", "guidance", "true_guidance", "negative_prompt", "eta")
+    }
     sampler |= {"height": sides and sides[0], "width": sides and sides[1]}
     budget = {name: flags.get(name) for name in ("seeds", "minimum_seeds", "definition_samples", "curvature")}
     for message, values in (

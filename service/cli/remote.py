@@ -52,6 +52,7 @@ def submit(
     scheduler: options.Scheduler = "",
     steps: options.Steps = None,
     guidance: options.Guidance = None,
+    true_guidance: options.TrueGuidance = None,
     negative_prompt: options.NegativePrompt = "",
     size: options.Size = "",
     eta: options.Eta = None,

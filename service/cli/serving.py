@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from audit.errors import InvalidInput
+from service.cli import options
 from service.cli.console import fail
 
 
@@ -23,7 +24,8 @@ def serve(
     ] = None,
     metrics: Annotated[str | None, typer.Option(metavar="HOST:PORT|off", help="Where /metrics listens.")] = None,
     checkpoint: Annotated[
-        list[str] | None, typer.Option(metavar="ID=FOLDER", help="A checkpoint to serve; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="ID=SOURCE", help=f"A checkpoint to serve, {options.SOURCE}; may be repeated."),
     ] = None,
     reference: Annotated[
         list[str] | None, typer.Option(metavar="NAME=FOLDER", help="A reference set to serve; may be repeated.")
@@ -76,7 +78,7 @@ def serve(
 
 
 def _by_name(flag: str, pairs: Sequence[str] | None) -> dict[str, str] | None:
-    """NAME=FOLDER flags as a dictionary; None of none.
+    """NAME=PLACE flags as a dictionary; None of none.
 
     Raises:
         InvalidInput: a flag is of another form, or a name comes twice.
@@ -85,7 +87,11 @@ def _by_name(flag: str, pairs: Sequence[str] | None) -> dict[str, str] | None:
     for pair in pairs or ():
         name, equals, folder = pair.partition("=")
         if not (name and equals and folder):
-            raise InvalidInput(f"--{flag} takes NAME=FOLDER, not {pair!r}", reason="FLAG_INVALID", field=flag)
+            raise InvalidInput(
+                f"--{flag} takes NAME={'SOURCE' if flag == 'checkpoint' else 'FOLDER'}, not {pair!r}",
+                reason="FLAG_INVALID",
+                field=flag,
+            )
         if name in found:
             raise InvalidInput(f"--{flag} names {name!r} twice", reason="FLAG_INVALID", field=flag)
         found[name] = folder

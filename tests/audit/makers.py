@@ -16,9 +16,12 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from audit import demo
 from audit.model.denoiser import Condition, Denoiser, Schedule
 from audit.model.empirical import EmpiricalDenoiser
+from audit.model.sampling import FLOW_SCHEDULERS, SCHEDULERS
 from audit.phase.ladder import VOCABULARY
 from audit.phase.networks import CONTEXT_LENGTH, build_tokenizer
 
+#: Names of the schedulers that step along a diffusion.
+DIFFUSION = sorted(set(SCHEDULERS) - set(FLOW_SCHEDULERS))
 #: Stable Diffusion's.
 SCHEDULER_CONFIG: dict[str, Any] = {
     "_class_name": "DDIMScheduler",

@@ -24,12 +24,12 @@ from audit.limits import MAX_SEED
 from audit.model.batching import BatchingDenoiser
 from audit.model.checkpoint import Checkpoint
 from audit.model.denoiser import Condition, MeteredDenoiser
-from audit.model.sampling import SCHEDULERS
 from audit.report import Report
 from audit.verdict.decision import SETTLED
 from audit.verdict.features import TRACED
 from audit.verdict.rule import CLASSES, PhaseClass
 from audit.work import Progress
+from tests.audit.makers import DIFFUSION
 
 PROMPT = demo.prompts()[0]
 SMALL = Budget(seeds=4, minimum_seeds=4, curvature=CurvatureSettings(samples=2, probes=1, steps=2))
@@ -276,7 +276,7 @@ def test_impossible_samplers_are_named(auditor: Auditor, overrides: dict[str, ob
     assert (caught.value.reason, caught.value.field) == (reason, field)
 
 
-@pytest.mark.parametrize("scheduler", ["", *sorted(SCHEDULERS)])
+@pytest.mark.parametrize("scheduler", ["", *DIFFUSION])
 def test_accepted_steps_are_made(auditor: Auditor, scheduler: str) -> None:
     """Any number of steps is either refused when it is resolved, or visits only timesteps of the schedule."""
     for steps in (1, 2, 3, 4, 999, 1000):

@@ -18,10 +18,10 @@ from audit.inspection import WAY_BACK, as_batch, planned_evaluations, way_back
 from audit.model.checkpoint import Checkpoint
 from audit.model.denoiser import Condition
 from audit.model.empirical import EmpiricalDenoiser
-from audit.model.sampling import SCHEDULERS, SamplerSettings
+from audit.model.sampling import SamplerSettings
 from audit.reference.reference_set import ReferenceSet
 from audit.work import Progress
-from tests.audit.makers import SCHEDULER_CONFIG, stable_diffusion_schedule
+from tests.audit.makers import DIFFUSION, SCHEDULER_CONFIG, stable_diffusion_schedule
 
 SIDE = 8
 #: What exact denoisers store; far from each other.
@@ -254,7 +254,7 @@ def test_the_way_back_is_short(auditor: Auditor) -> None:
     """In at most twenty steps, and by DDIM where the sampler cannot begin in the middle."""
     assert way_back(auditor, auditor.resolve_sampler(steps=100)).steps == WAY_BACK
     assert way_back(auditor, auditor.resolve_sampler(steps=5)).steps == 5
-    for name in SCHEDULERS:
+    for name in DIFFUSION:
         used = way_back(auditor, auditor.resolve_sampler(scheduler=name)).scheduler
         assert used == ("ddim" if name == "pndm" else name)
 

@@ -27,7 +27,7 @@ from audit.evidence.curvature import (
 )
 from audit.model.denoiser import Condition, MeteredDenoiser, repeat
 from audit.model.empirical import EmpiricalDenoiser
-from audit.model.families.stable_diffusion import UNetDenoiser
+from audit.model.families.unet import UNetDenoiser
 from audit.model.sampling import SamplerSettings, build_scheduler, sample
 from tests.audit.makers import SCHEDULER_CONFIG, SignPatterns, power_law, stable_diffusion_schedule
 from tests.benchmarks.common import BENCHMARK_SEED, checkpoint, child, truth

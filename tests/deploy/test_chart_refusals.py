@@ -67,7 +67,7 @@ def test_the_schema_refuses(values: Object, where: str, why: str) -> None:
             "terminationGracePeriodSeconds is 34, but preStopSeconds and config.grace_seconds take 35",
         ),
         (
-            {"config": {"checkpoints": {"release": {"folder": "/models/release", "device": "cuda:1"}}}},
+            {"config": {"checkpoints": {"release": {"source": "/models/release", "device": "cuda:1"}}}},
             "config.checkpoints.release is on cuda:1, but gpu.count is 0",
         ),
         (

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from audit import demo
-from audit.model.files import weights_bytes
+from audit.model.checkpoint_source import CheckpointSource
+from audit.model.sources import weights_bytes
 from audit.v1 import audit_pb2, checkpoint_pb2
 from tests.service.helpers import (
     LONG,
@@ -104,7 +105,7 @@ def test_load_audit_unload(client: Client, prompts: list[str]) -> None:
 
 def test_without_a_checkpoint_a_server_is_not_ready(launch: Callable[..., Client], folders: dict[str, Path]) -> None:
     """Whoever began with one and has none left can serve nobody, until there is one again, whichever it is."""
-    own = launch(demo=True, checkpoints={"other": {"folder": folders["copy"], "preload": False}})
+    own = launch(demo=True, checkpoints={"other": {"source": str(folders["copy"]), "preload": False}})
     _unload(own, "demo")
     eventually(lambda: own.health("readiness") == NOT_SERVING)
     assert own.health("startup") == own.health("audit.v1.CheckpointService") == SERVING
@@ -203,9 +204,9 @@ def test_the_one_idle_for_longest_makes_room(
     launch: Callable[..., Client], folders: dict[str, Path], prompts: list[str]
 ) -> None:
     """Under a memory budget, loading a checkpoint pushes out another one that nobody uses, and never a used one."""
-    size = weights_bytes(demo.CHECKPOINT, torch.float32)
+    size = weights_bytes(CheckpointSource(str(demo.CHECKPOINT)), torch.float32)
     names = ("a", "b", "c")
-    entries = {name: {"folder": folders["copy"], "preload": False} for name in names}
+    entries = {name: {"source": str(folders["copy"]), "preload": False} for name in names}
     own = launch(checkpoints=entries, demo=False, checkpoint_memory_bytes=int(2.5 * size), model_control="explicit")
 
     def loaded() -> set[str]:
@@ -234,9 +235,9 @@ def test_the_one_idle_for_longest_makes_room(
 
 def test_what_cannot_fit_pushes_nothing_out(launch: Callable[..., Client], folders: dict[str, Path]) -> None:
     """Where all that is idle would not be room enough, it stays."""
-    size = weights_bytes(demo.CHECKPOINT, torch.float32)
-    small_one = {"folder": folders["copy"], "dtype": "float16", "preload": False}
-    entries = {"small": small_one, "large": {"folder": folders["copy"], "preload": False}}
+    size = weights_bytes(CheckpointSource(str(demo.CHECKPOINT)), torch.float32)
+    small_one = {"source": str(folders["copy"]), "dtype": "float16", "preload": False}
+    entries = {"small": small_one, "large": {"source": str(folders["copy"]), "preload": False}}
     own = launch(checkpoints=entries, demo=False, checkpoint_memory_bytes=int(0.9 * size))
     _load(own, "small")
     assert failure(lambda: _load(own, "large")).reason == "CHECKPOINT_MEMORY"
@@ -248,8 +249,8 @@ def test_weights_take_room_until_they_are_gone(
     launch: Callable[..., Client], folders: dict[str, Path], prompts: list[str]
 ) -> None:
     """A checkpoint that is unloaded while an audit uses it makes room when that has ended, and no sooner."""
-    size = weights_bytes(demo.CHECKPOINT, torch.float32)
-    entries = {name: {"folder": folders["copy"], "preload": False} for name in ("leaving", "next")}
+    size = weights_bytes(CheckpointSource(str(demo.CHECKPOINT)), torch.float32)
+    entries = {name: {"source": str(folders["copy"]), "preload": False} for name in ("leaving", "next")}
     own = launch(checkpoints=entries, demo=False, checkpoint_memory_bytes=int(1.5 * size))
     _load(own, "leaving")
     call = own.stream(endless(prompts[0], checkpoint="leaving"))
@@ -267,7 +268,7 @@ def test_weights_take_room_until_they_are_gone(
 
 def test_a_size_is_known_before_loading(folders: dict[str, Path]) -> None:
     """From the headers of the files, for any precision; what cannot be read counts nothing."""
-    whole = weights_bytes(demo.CHECKPOINT, torch.float32)
-    assert weights_bytes(demo.CHECKPOINT, torch.float16) == whole / 2
-    assert 0 < weights_bytes(folders["damaged"], torch.float32) < whole
-    assert weights_bytes(folders["missing"], torch.float32) == 0
+    whole = weights_bytes(CheckpointSource(str(demo.CHECKPOINT)), torch.float32)
+    assert weights_bytes(CheckpointSource(str(demo.CHECKPOINT)), torch.float16) == whole / 2
+    assert 0 < weights_bytes(CheckpointSource(str(folders["damaged"])), torch.float32) < whole
+    assert weights_bytes(CheckpointSource(str(folders["missing"])), torch.float32) == 0

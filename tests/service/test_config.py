@@ -28,7 +28,7 @@ def test_defaults_serve_the_demo() -> None:
     settings = load_settings()
     assert settings.listen.startswith("127.0.0.1:")
     assert settings.metrics.startswith("127.0.0.1:")
-    assert settings.all_checkpoints["demo"].folder == demo.CHECKPOINT
+    assert settings.all_checkpoints["demo"].source == str(demo.CHECKPOINT)
     assert settings.all_references == {"demo": demo.REFERENCE}
 
 
@@ -78,7 +78,7 @@ def test_retention(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_checkpoints(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint is a folder or a whole entry; naming one leaves the demo out unless it is asked for."""
-    file = write("checkpoints:\n  a: /models/a\n  b: {folder: /models/b, dtype: float16, preload: false}\n")
+    file = write("checkpoints:\n  a: /models/a\n  b: {source: /models/b, dtype: float16, preload: false}\n")
     monkeypatch.setenv("BASIN_CHECKPOINTS__C", "/models/c")
     settings = load_settings(file)
     assert sorted(settings.all_checkpoints) == ["a", "b", "c"]
@@ -114,8 +114,8 @@ def test_metrics_off(write: Any, off: str) -> None:
         ("listen: localhost:70000", "listen: 'localhost:70000' is not HOST:PORT"),
         ("metrics: here", "metrics: 'here' is not HOST:PORT"),
         ("checkpoints: {a b: /x}", "'a b' must be"),
-        ("checkpoints: {a: {folder: /x, dtype: int4}}", "checkpoints.a.dtype: "),
-        ("checkpoints: {a: {}}", "checkpoints.a.folder: "),
+        ("checkpoints: {a: {source: /x, dtype: int4}}", "checkpoints.a.dtype: "),
+        ("checkpoints: {a: {}}", "checkpoints.a.source: "),
         ("checkpoints: {demo: /x}\ndemo: true", "the name 'demo' belongs to the shipped checkpoint"),
         ("prompts: {a b: /x}", "'a b' must be"),
         ("prompts: {ordinary: /x}", "the name 'ordinary' belongs to a shipped prompt set"),

@@ -50,7 +50,7 @@ def own(launch: Callable[..., Client], tmp_path_factory: pytest.TempPathFactory)
         limits={"prompt_characters": 300, "seeds": 4, "evaluations": 64, "image_bytes": 10_000},
         batches={"store": f"sqlite:///{store}", "prompts": 8},
         budget={"seeds": 4, "curvature": "off"},
-        checkpoints={"copy": {"folder": demo.CHECKPOINT}},
+        checkpoints={"copy": {"source": str(demo.CHECKPOINT)}},
         demo=True,
     )
 

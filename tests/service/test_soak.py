@@ -112,7 +112,7 @@ def test_nothing_grows_and_nothing_fails(spawn: Callable[..., Process], tmp_path
     """Audits, batches, searches, loads, nonsense and leaving clients side by side: only room may be wanting."""
     process = spawn(
         batches={"store": f"sqlite:///{tmp_path}/basin.db"},
-        checkpoints={"copy": {"folder": demo.CHECKPOINT, "preload": False}},
+        checkpoints={"copy": {"source": str(demo.CHECKPOINT), "preload": False}},
         demo=True,
     )
     bound = process.says("listening")

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from audit.evidence.basin import Basins, BasinSettings, Recovered, ball_log_volume, measure_basins, within
 from audit.model.denoiser import Denoiser, MeteredDenoiser
-from audit.model.sampling import SCHEDULERS, SamplerSettings, build_scheduler
-from tests.audit.makers import SCHEDULER_CONFIG, clusters, exact_denoiser, stable_diffusion_schedule
+from audit.model.sampling import SamplerSettings, build_scheduler
+from tests.audit.makers import DIFFUSION, SCHEDULER_CONFIG, clusters, exact_denoiser, stable_diffusion_schedule
 
 #: No level is refused: all of them are tried.
 EVERY_LEVEL = 0.0
@@ -171,7 +171,7 @@ def test_the_radius_is_the_root_mean_square_length_of_the_noising(dimension: int
     assert found.radius[0] ** 2 == pytest.approx(float(lengths.mean()), abs=5 * error)
 
 
-@pytest.mark.parametrize("scheduler", sorted(set(SCHEDULERS) - {"pndm"}))
+@pytest.mark.parametrize("scheduler", sorted(set(DIFFUSION) - {"pndm"}))
 def test_levels_are_those_of_the_sampler(scheduler: str) -> None:
     """From the last step back, every other timestep of the scheduler, and the radius is that of its own noise."""
     ready = fresh(scheduler)()

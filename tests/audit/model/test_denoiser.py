@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from audit.errors import Stopped
-from audit.model.denoiser import Condition, Denoiser, MeteredDenoiser, PredictionType, Schedule, concatenate, repeat
+from audit.model.denoiser import (
+    LEAST_SIGNAL,
+    Condition,
+    Denoiser,
+    MeteredDenoiser,
+    PredictionType,
+    Schedule,
+    concatenate,
+    repeat,
+)
+from audit.model.empirical import EmpiricalDenoiser
 from tests.audit.makers import clusters, exact_denoiser, stable_diffusion_schedule
 
 DTYPES = (torch.float32, torch.float64)
@@ -31,7 +41,8 @@ class Prediction(Denoiser):
 
 def native_output(kind: str, clean: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     """What a perfect network of a kind predicts."""
-    return {"epsilon": noise, "sample": clean, "v_prediction": alpha * noise - sigma * clean}[kind]
+    made = {"epsilon": noise, "sample": clean, "v_prediction": alpha * noise - sigma * clean, "flow": noise - clean}
+    return made[kind]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -53,6 +64,57 @@ def test_every_prediction_type_gives_back_noise_and_clean_latent(
     tolerance = 30 * torch.finfo(dtype).eps / min(float(alpha.min()), float(sigma.min()))
     torch.testing.assert_close(denoiser.noise(x, t, native), noise, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(denoiser.clean(x, t, native), clean, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(t=st.floats(1, 999), seed=st.integers(0, 2**31))
+def test_a_flow_gives_back_noise_and_clean_latent(dtype: torch.dtype, t: float, seed: int) -> None:
+    """From v = ε − x₀ at any timestep, also between two whole ones, which are interpolated exactly."""
+    generator = torch.Generator().manual_seed(seed)
+    clean, noise = torch.randn(2, 3, 4, 2, 2, generator=generator, dtype=torch.float64).to(dtype)
+    denoiser, times = Prediction("flow", Schedule.rectified_flow()), torch.full((3,), t, dtype=torch.float64)
+    alpha, sigma = denoiser.schedule.at(times, clean.double())
+    torch.testing.assert_close(sigma, torch.full_like(sigma, t / 1000), rtol=0, atol=1e-15)
+    torch.testing.assert_close(alpha, 1 - sigma, rtol=0, atol=1e-15)
+    x = (alpha * clean + sigma * noise).to(dtype)
+    tolerance = 100 * torch.finfo(dtype).eps
+    torch.testing.assert_close(denoiser.noise(x, times, noise - clean), noise, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(denoiser.clean(x, times, noise - clean), clean, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample", "flow"])
+def test_contrasts_are_differences_of_noise_predictions(kind: PredictionType) -> None:
+    """At a point with signal; where there is none, they are those of x̂₀ and do not vanish."""
+    schedule = Schedule.rectified_flow() if kind == "flow" else stable_diffusion_schedule()
+    denoiser, t = Prediction(kind, schedule), torch.tensor([100, 500, 930])
+    x, wanted, other = torch.randn(3, 3, 4, dtype=torch.float64)
+    expected = denoiser.noise(x, t, wanted) - denoiser.noise(x, t, other)
+    torch.testing.assert_close(denoiser.contrast(t, wanted, other), expected, rtol=1e-9, atol=1e-9)
+    if kind != "epsilon":
+        none = Prediction(kind, Schedule(torch.zeros(1), torch.ones(1)))
+        start = torch.zeros(3, dtype=torch.long)
+        clean = none.clean(x, start, wanted) - none.clean(x, start, other)
+        found = none.contrast(start, wanted, other)
+        torch.testing.assert_close(found, -LEAST_SIGNAL * clean, rtol=1e-9, atol=1e-9)
+        assert float(found.abs().min()) > 0
+        vanished = none.noise(x, start, wanted) - none.noise(x, start, other)
+        assert float(vanished.abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize("level", [0.15, 0.35, 0.5, 0.7, 0.92])
+def test_a_noise_level_means_the_same_in_every_process(level: float) -> None:
+    """The exact denoisers of a diffusion and of a flow find the same noise at one level, but for the scale of x."""
+    points = clusters(3, 4, 0.6)
+    noises = []
+    for schedule in (stable_diffusion_schedule(), Schedule.rectified_flow(100_000)):
+        denoiser = EmpiricalDenoiser(points, torch.ones(1, len(points)), schedule)
+        t = torch.tensor(schedule.timestep_at_level(level))
+        noise = torch.randn(5, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        x = schedule.pure_noise(noise, t)
+        alpha, sigma = schedule.at(t, x)
+        assert float(sigma / (alpha**2 + sigma**2).sqrt()) == pytest.approx(level, abs=2e-3)
+        noises.append(denoiser(x, t.expand(5), repeat(denoiser.condition(0), 5)))
+    torch.testing.assert_close(noises[0], noises[1], rtol=0, atol=0.1)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])

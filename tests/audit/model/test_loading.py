@@ -218,7 +218,7 @@ def test_broken_json_is_refused(tmp_path: Path, file: str, content: bytes) -> No
     assert refused(folder).reason in ("CHECKPOINT_INCOMPLETE", "CHECKPOINT_DAMAGED")
 
 
-@pytest.mark.parametrize("family", ["FluxPipeline", "", None, ["StableDiffusionPipeline"], {"a": 1}])
+@pytest.mark.parametrize("family", ["KolorsPipeline", "", None, {"a": 1}])
 def test_unknown_families_are_named(tmp_path: Path, family: object) -> None:
     """A pipeline of another family says which ones are supported."""
     folder = copy_demo(tmp_path / "copy")
@@ -226,6 +226,27 @@ def test_unknown_families_are_named(tmp_path: Path, family: object) -> None:
     error = refused(folder)
     assert error.reason == "CHECKPOINT_FAMILY_UNSUPPORTED"
     assert "StableDiffusionPipeline" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("family", "why"),
+    [
+        ("StableDiffusionInpaintPipeline", "completes a given image"),
+        ("FluxFillPipeline", "completes a given image"),
+        ("StableDiffusionXLControlNetPipeline", "follows a given image"),
+        ("StableDiffusionXLImg2ImgPipeline", "refiner"),
+        ("StableVideoDiffusionPipeline", "makes videos"),
+    ],
+)
+def test_pipelines_that_start_from_something_else_are_told_why(tmp_path: Path, family: str, why: str) -> None:
+    """What was found, why it cannot be audited, and what can."""
+    folder = copy_demo(tmp_path / "copy")
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": family}))
+    error = refused(folder)
+    assert error.reason == "CHECKPOINT_FAMILY_UNSUPPORTED"
+    assert family in str(error)
+    assert why in str(error)
+    assert "StableDiffusionXLPipeline" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -268,14 +289,16 @@ def test_a_rectangular_unet_has_rectangular_defaults(tmp_path: Path) -> None:
 
 
 def test_code_in_the_folder_is_never_run(tmp_path: Path) -> None:
-    """Python files that a checkpoint brings along stay closed."""
+    """Python files that a checkpoint brings along stay closed, and one that needs them is refused."""
     folder = copy_demo(tmp_path / "copy")
     for place in (folder, folder / "unet", folder / "tokenizer"):
         for name in ("pipeline.py", "modeling.py", "tokenization.py", "__init__.py"):
             (place / name).write_text(f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n")
+    load_checkpoint(folder)
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps({**index, "unet": ["pipeline", "MyUNet"]}))
-    load_checkpoint(folder)
+    error = refused(folder)
+    assert error.reason == "CHECKPOINT_UNSAFE"
     assert not (tmp_path / "ran").exists()
 
 

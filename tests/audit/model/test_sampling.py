@@ -16,7 +16,7 @@ from audit.model.checkpoint import Checkpoint
 from audit.model.denoiser import Condition, Denoiser, MeteredDenoiser
 from audit.model.empirical import EmpiricalDenoiser
 from audit.model.sampling import SCHEDULERS, SamplerSettings, Samples, build_scheduler, draw_noise, sample, sample_from
-from tests.audit.makers import SCHEDULER_CONFIG, clusters, exact_denoiser, stable_diffusion_schedule
+from tests.audit.makers import DIFFUSION, SCHEDULER_CONFIG, clusters, exact_denoiser, stable_diffusion_schedule
 
 SETTINGS = SamplerSettings(steps=8, guidance=1.0)
 
@@ -106,7 +106,7 @@ def test_eta_makes_ddim_stochastic() -> None:
     assert not torch.allclose(plain.latents, noisy.latents, atol=1e-3)
 
 
-@pytest.mark.parametrize("scheduler", sorted(SCHEDULERS))
+@pytest.mark.parametrize("scheduler", DIFFUSION)
 @pytest.mark.parametrize(("guidance", "cost"), [(1.0, 1), (0.0, 2), (4.0, 2)])
 def test_a_guided_row_costs_two_evaluations(scheduler: str, guidance: float, cost: int) -> None:
     """NFE is rows × timesteps, doubled by guidance; steps are told one by one."""
@@ -186,7 +186,7 @@ def test_noise_depends_on_each_seed_alone(seeds: list[int]) -> None:
         assert torch.equal(row, draw_noise([seed], (4, 2, 2))[0][0])
 
 
-@pytest.mark.parametrize("name", ["", *SCHEDULERS])
+@pytest.mark.parametrize("name", ["", *DIFFUSION])
 def test_every_scheduler_is_built_from_a_checkpoints_configuration(name: str) -> None:
     """The schedule of the checkpoint survives the change of class."""
     made = build_scheduler(name, SCHEDULER_CONFIG)
@@ -242,7 +242,7 @@ def walk_from(
 
 
 #: PNDM begins with Runge–Kutta steps wherever it begins.
-MIDWAY = [name for name in SCHEDULERS if name != "pndm"]
+MIDWAY = [name for name in DIFFUSION if name != "pndm"]
 
 
 @pytest.mark.parametrize("name", MIDWAY)

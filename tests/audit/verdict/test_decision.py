@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import beta, binom
 
 from audit.evidence.gathered import Evidence
+from audit.model.checkpoint import Gap
 from audit.verdict.calibration import UNCALIBRATED_RMS, Calibration
 from audit.verdict.decision import BORROWED, DECIDED, DOUBT, INTERVAL_LEVEL, Decision, Screened, decide, screen
 from audit.verdict.estimators import Estimators, shipped
@@ -57,6 +58,31 @@ def conclude(
         fits=fits,
         estimators=by or estimators(),
     )
+
+
+def test_without_contrasts_the_estimate_is_wider() -> None:
+    """Evidence that is missing is not taken for ordinary: less is sure, and more is expected to recur."""
+    seen = evidence(8, 0, contrast=0.0, trace=0.0)
+    whole, less = conclude(seen), conclude(replace(seen, screening=None))
+    assert {one.name for one in less.measurements} == {*TRACES, *MEETINGS}
+    assert less.recurring_probability > whole.recurring_probability
+    for one, other in zip(less.fractions[1:], whole.fractions[1:], strict=True):
+        assert one.upper - one.lower > other.upper - other.lower
+
+
+def test_gaps_are_among_the_reasons_and_borrowed_measures_are_none() -> None:
+    """A checkpoint that lacks evidence is not held against what is ordinary on another one."""
+    seen, gap = replace(evidence(8, None, pairs=4), screening=None), Gap("contrast", "It has no other branch.")
+    arguments: dict[str, Any] = {
+        "reference_complete": False, "dimension": 1024, "definition_samples": 512, "estimators": estimators(),
+    }  # fmt: skip
+    own = decide(seen, calibration(), fits=True, gaps=[gap], **arguments)
+    borrowed = decide(seen, calibration(), fits=False, gaps=[gap], **arguments)
+    for found in (own, borrowed):
+        assert gap.reason in found.reasons
+    assert all(one.ordinary is not None for one in own.measurements if one.name in TRACES)
+    assert all(one.ordinary is None for one in borrowed.measurements)
+    assert "judged by where seeds meet alone" in borrowed.reasons[0]
 
 
 def look_at(contrast: float, *, by: Estimators | None = None, samples: int = 512, fits: bool = True) -> Screened:

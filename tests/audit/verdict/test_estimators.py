@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,6 +38,27 @@ def test_predictions_follow_the_formula() -> None:
     found = made.predict({"closeness": 2.0, "trace_far": 0.9, "meeting": 5.0})
     assert found == pytest.approx(1 / (1 + math.exp(-logit)))
     assert constant(0.3, 1.0).predict({}) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("missing", [(), CONTRASTS, CONTRASTS + TRACES])
+def test_a_missing_feature_may_have_been_anything(missing: tuple[str, ...]) -> None:
+    """Mean and spread of the share are those over prompts like the ones of the fit; none missing, nothing changes."""
+    rng = np.random.default_rng(0)
+    for one in every(shipped()):
+        known = {
+            name: center + spread for name, center, spread in zip(one.features, one.center, one.spread, strict=True)
+        }
+        mean, concentration = one.distribution({name: v for name, v in known.items() if name not in missing})
+        draws = []
+        for _ in range(1500):
+            drawn = {name: rng.normal(c, s) for name, c, s in zip(one.features, one.center, one.spread, strict=True)}
+            share = one.predict({name: drawn[name] if name in missing else known[name] for name in one.features})
+            draws.append(rng.beta(one.concentration * share, one.concentration * (1 - share)))
+        assert mean == pytest.approx(np.mean(draws), abs=0.05)
+        assert mean * (1 - mean) / (concentration + 1) == pytest.approx(np.var(draws), abs=0.02)
+        assert concentration <= one.concentration * (1 + 1e-9)
+        if not missing:
+            assert (mean, concentration) == (one.predict(known), one.concentration)
 
 
 @pytest.mark.parametrize("made", [estimators, shipped])

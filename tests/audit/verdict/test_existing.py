@@ -37,6 +37,7 @@ def found(recall: float = 0.0) -> Found:
         basin=basin(200),
         screening=Screening((900, 500), (0.92, 0.5), np.full((4, 2), [early, late]), np.zeros((4, 2))),
         smoothed=SmoothedTrace((300, 600), (0.35, 0.7), np.full((8, 2), traces)),
+        prompted=True,
     )
 
 
@@ -108,7 +109,7 @@ def test_without_a_prompt_what_is_not_excluded_is_as_likely(
     complete: bool | None, expected: tuple[float, float, float]
 ) -> None:
     """No verdict is made of that; the trace is shown, and no contrast is made up."""
-    one = concluded(replace(RECALLED, screening=None), complete=complete)
+    one = concluded(replace(RECALLED, screening=None, prompted=False), complete=complete)
     assert one.verdict is None
     assert one.probabilities == pytest.approx(expected)
     assert {measured.name for measured in one.measurements} == {"trace_near", "trace_far"}
