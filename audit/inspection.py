@@ -238,7 +238,8 @@ def inspect(
         smoothed=smoothed,
     )
     fits = calibration.fits(checkpoint.digest, sampler)
-    complete = None if auditor.reference is None else auditor.reference.complete
+    searched = neighbors is not None and neighbors.compared
+    complete = auditor.reference.complete if auditor.reference is not None and searched else None
     with work.stage("concluding"):
         concluded = conclude(found, calibration, complete=complete, dimension=own.shape[1], fits=fits)
     return Inspection(

@@ -185,6 +185,7 @@ def decide(
     stability, neighbors = evidence.stability, evidence.neighbors
     n = len(stability.mode_of)
     delta_m, delta_s = calibration.thresholds(dimension)
+    searched = neighbors is not None and neighbors.compared
     reference_distance = np.full(n, np.inf) if neighbors is None else neighbors.distance
     classes = classify_samples(reference_distance, stability.nearest_sample_distance, delta_m, delta_s)
     is_copy = reference_distance <= delta_m
@@ -195,9 +196,9 @@ def decide(
     met = meetings(stability, delta_s)
     features = normalise(measured, calibration.ordinary) | met
     shown = _against(measured, calibration) + tuple(Measurement(name, value, None) for name, value in met.items())
-    unchecked = neighbors is None or not reference_complete
+    unchecked = not searched or not reference_complete
     posterior = _prior(features, n, estimators or shipped(), definition_samples, fits=fits, unchecked=unchecked)
-    if neighbors is not None:
+    if searched:
         posterior = posterior.given(copies, n, complete=reference_complete)
     best = int(np.argmax(posterior.probabilities))
     return Decision(
@@ -209,7 +210,7 @@ def decide(
         sample_classes=tuple(int(c) for c in classes),
         copies=copies,
         distinct_references=distinct,
-        copy_rate_bound=1.0 if neighbors is None or copies == n else float(beta.ppf(0.95, copies + 1, n - copies)),
+        copy_rate_bound=1.0 if not searched or copies == n else float(beta.ppf(0.95, copies + 1, n - copies)),
         reasons=tuple(
             _reasons(
                 evidence, shown, posterior, copies, distinct, delta_m, delta_s, reference_complete,
@@ -340,6 +341,16 @@ def _reasons(
         sentences.append(
             "No reference set was searched: whether what recurs is copied is judged by curvature and contrast alone."
         )
+    elif not neighbors.compared:
+        sentences.append(
+            "The reference set keeps no images, so that pixels were not compared: whether what recurs is copied is "
+            "judged by curvature and contrast alone."
+        )
+        if neighbors.clip_similarity is not None:
+            sentences.append(
+                f"By embedding, the most similar image of the reference set is at cosine similarity "
+                f"{neighbors.clip_similarity.max():.2f}."
+            )
     elif copies:
         images = "one training image" if distinct == 1 else f"{distinct} different training images"
         sentences.append(
