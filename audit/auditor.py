@@ -517,16 +517,19 @@ class Auditor:
         """What of the reference set belongs into a report of these neighbours."""
         if self.reference is None or neighbors is None:
             return None
-        near = {int(i) for i in neighbors.index}
+        near = {int(i) for i in neighbors.index if i >= 0}
         if neighbors.clip_index is not None:
             near |= {int(i) for i in neighbors.clip_index}
+        indices = sorted(near)
+        entries = dict(zip(indices, self.reference.entries(indices), strict=True))
+        pictures = {i: self.reference.picture(i) for i in indices} if include_images else {}
         return ReferenceUsed(
             name=self.reference.name,
             digest=self.reference.digest,
             size=len(self.reference),
             complete=self.reference.complete,
-            captions={i: self.reference.captions[i] for i in near},
-            images={i: np.asarray(self.reference.images[i]) for i in near} if include_images else {},
+            captions={i: entry.caption for i, entry in entries.items()},
+            images={i: picture for i, picture in pictures.items() if picture is not None},
             embedder_digest="" if self.reference.embedder is None else self.reference.embedder.digest,
         )
 

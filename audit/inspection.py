@@ -240,7 +240,8 @@ def inspect(
         prompted=bool(prompt),
     )
     fits = calibration.fits(checkpoint.digest, sampler)
-    complete = None if auditor.reference is None else auditor.reference.complete
+    searched = neighbors is not None and neighbors.compared
+    complete = auditor.reference.complete if auditor.reference is not None and searched else None
     with work.stage("concluding"):
         concluded = conclude(
             found,

@@ -62,8 +62,9 @@ class ReferenceUsed:
         size: number of its images.
         complete: whether it is the whole training set.
         captions: of the images that were anybody's nearest, by index.
-        images: those images, uint8 (height, width, channels), by index; empty unless asked for.
-        embedder_digest: of the CLIP model that searched it too; "" for none.
+        images: those images, or their thumbnails where the set has no more, uint8 (height, width, channels), by index;
+            empty unless asked for.
+        embedder_digest: of the model that searched it by embedding; "" for none.
     """
 
     name: str

@@ -13,7 +13,7 @@ import numpy as np
 from audit.errors import AuditError, BrokenReference, InvalidInput, NotFound
 from audit.reference.images import read_upload, to_float
 from audit.reference.reference_set import ReferenceSet
-from audit.v1 import reference_pb2, report_pb2
+from audit.v1 import reference_pb2
 from service.log import Logger
 from service.metrics import Metrics
 from service.status import NotReady
@@ -119,8 +119,8 @@ class ReferenceRegistry:
             text = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise BrokenReference(text, reason="REFERENCE_DAMAGED", field="reference") from error
         reference.name = name
-        if reference.embedder is not None:
-            reference.embedder.run = partial(self._devices.run, reference.embedder.device)
+        for embedder in reference.embedders:
+            embedder.run = partial(self._devices.run, embedder.device)
         return reference
 
 
@@ -164,19 +164,19 @@ def search(
     pixels = np.array(read_upload(request.image))  # a copy, because torch wants memory that it may write to
     image = to_float(np.atleast_3d(pixels)[None])
     limit = request.limit or DEFAULT_HITS
-    distances, indices = reference.search_pixels(image, limit)
-    response = reference_pb2.SearchReferenceResponse(
-        pixel=[
-            report_pb2.Neighbor(
+    response = reference_pb2.SearchReferenceResponse()
+    if reference.has_images:
+        distances, indices = (found[0].tolist() for found in reference.search_pixels(image, limit))
+        for distance, index, entry in zip(distances, indices, reference.entries(indices), strict=True):
+            shown = reference.picture(index) if request.include_images else None
+            response.pixel.add(
                 index=index,
-                caption=reference.captions[index],
+                caption=entry.caption,
                 original_distance=distance,
-                image=picture(reference.images[index]) if request.include_images else None,
+                image=None if shown is None else picture(shown),
             )
-            for distance, index in zip(distances[0].tolist(), indices[0].tolist(), strict=True)
-        ]
-    )
-    if (found := reference.search_clip(image, limit)) is not None:
-        for similarity, index in zip(found[0][0].tolist(), found[1][0].tolist(), strict=True):
-            response.clip.add(index=index, caption=reference.captions[index], similarity=similarity)
+    if (near := reference.search_embedded(image, limit)) is not None:
+        similarities, indices = (found[0].tolist() for found in near)
+        for similarity, index, entry in zip(similarities, indices, reference.entries(indices), strict=True):
+            response.clip.add(index=index, caption=entry.caption, similarity=similarity)
     return response

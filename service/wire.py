@@ -253,8 +253,8 @@ def _interval(interval: decision.Interval) -> report_pb2.Interval:
 def _neighbor(
     neighbors: Neighbors | None, reference: ReferenceUsed | None, index: int, pictures: _Pictures | None
 ) -> report_pb2.Neighbor | None:
-    """The nearest reference of an image; None when nothing was searched."""
-    if neighbors is None or reference is None:
+    """The nearest reference of an image; None when no pixels were compared."""
+    if neighbors is None or reference is None or not neighbors.compared:
         return None
     found = int(neighbors.index[index])
     return report_pb2.Neighbor(

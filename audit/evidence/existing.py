@@ -62,7 +62,7 @@ class Found:
 
     Attributes:
         reconstruction: distance to D(E(image)).
-        near: distance to the nearest reference; inf when nothing was searched.
+        near: distance to the nearest reference; inf when no pixels were compared.
         draws: distances to the samples drawn, (draws,).
         basin: whether it comes back.
         screening: of the prompt; None without one, and where the checkpoint has no contrast.

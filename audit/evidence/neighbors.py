@@ -2,9 +2,10 @@
 
 Every image that a latent diffusion model makes has been through its decoder, so even an exact copy of a training
 image stands a whole reconstruction error away from it: the decoder's floor. Reference images are therefore compared
-after the same trip, y ↦ D(E(y)). The k nearest originals (FAISS, exhaustive) are re-ranked by the distance to their
-reconstruction; an exact copy then has distance 0 and the distance to the original is reported beside it. Only
-candidates are reconstructed, so this costs the same for a thousand references as for a million.
+after the same trip, y ↦ D(E(y)). The k nearest originals (FAISS) are re-ranked by the distance to their reconstruction;
+an exact copy then has distance 0 and the distance to the original is reported beside it. Only candidates are
+reconstructed, so this costs the same for a thousand references as for a million. A set that keeps no images is searched
+by embedding alone.
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ class Neighbors:
     """Nearest reference image of each of n samples.
 
     Attributes:
-        index: in the reference set, by pixel distance after reconstruction, (n,).
-        distance: ℓ2 in [-1, 1] pixels to the reconstructed reference, (n,): what δ_m is compared with.
-        original_distance: to the same reference as it is stored, (n,).
-        clip_index: nearest by CLIP, (n,); None without an embedder.
+        index: in the reference set, by pixel distance after reconstruction, (n,); -1 where the set keeps no images.
+        distance: ℓ2 in [-1, 1] pixels to the reconstructed reference, (n,): what δ_m is compared with; infinite
+            where the set keeps no images.
+        original_distance: to the same reference as it is stored, (n,); likewise.
+        clip_index: nearest by the set's first embedder, (n,); None without one.
         clip_similarity: its cosine, (n,); None without an embedder.
     """
 
@@ -44,6 +46,11 @@ class Neighbors:
     original_distance: NDArray[np.float64]
     clip_index: NDArray[np.int64] | None
     clip_similarity: NDArray[np.float64] | None
+
+    @property
+    def compared(self) -> bool:
+        """Whether pixels were compared, which takes a set that keeps its images."""
+        return bool((self.index >= 0).all())
 
     @staticmethod
     def concatenate(groups: Sequence[Neighbors]) -> Neighbors:
@@ -84,7 +91,7 @@ class NeighborFinder:
         self._remembered = Reconstructions(
             f"{checkpoint.autoencoder} {checkpoint.device.type} {checkpoint.dtype} {self._side} {reference.digest}",
             len(reference),
-            reference.images[0].size,
+            reference.vectors(torch.zeros(1, checkpoint.image_channels, *self._side)).shape[1],
         )
 
     def reconstruct(self, indices: list[int]) -> Tensor:
@@ -115,9 +122,11 @@ class NeighborFinder:
         Args:
             images: samples (n, channels, height, width) in [-1, 1].
         """
+        clip = self.reference.search_embedded(images, 1)
+        if not self.reference.has_images:
+            return self._by_embedding(len(images), clip)
         original, candidates, distances = self._rank(images, CANDIDATES)
         best, rows = distances.argmin(1), np.arange(len(images))
-        clip = self.reference.search_clip(images, 1)
         return Neighbors(
             index=candidates[rows, best],
             distance=distances[rows, best],
@@ -136,6 +145,9 @@ class NeighborFinder:
             images: (n, channels, height, width) in [-1, 1].
             rebuilt: D(E(images)), likewise.
         """
+        clip = self.reference.search_embedded(images, 1)
+        if not self.reference.has_images:
+            return self._by_embedding(len(images), clip)
         own = self.reference.vectors(images)
         candidates = np.concatenate(
             [self.reference.search_pixels(each, CANDIDATES)[1] for each in (images, rebuilt)], 1
@@ -146,7 +158,6 @@ class NeighborFinder:
         best, rows = distances.argmin(1), np.arange(len(images))
         index = candidates[rows, best]
         stored = self.reference.vectors(self.reference.reference_images(index.tolist()))
-        clip = self.reference.search_clip(images, 1)
         return Neighbors(
             index=index,
             distance=distances[rows, best],
@@ -159,6 +170,9 @@ class NeighborFinder:
         """Distance of reference images, after reconstruction, to the nearest other one, (len(indices),).
 
         It is what `find` would measure for a real image that is not in the set, if those in it are a fair sample.
+
+        Raises:
+            InvalidInput: the set keeps no images.
         """
         found = []
         for part in in_chunks(len(indices), 64):
@@ -167,6 +181,18 @@ class NeighborFinder:
             _, candidates, distances = self._rank(images, CANDIDATES + 1)
             found.append(np.where(candidates == np.asarray(own)[:, None], np.inf, distances).min(1))
         return np.concatenate(found)
+
+    @staticmethod
+    def _by_embedding(count: int, found: tuple[NDArray[np.float32], NDArray[np.int64]] | None) -> Neighbors:
+        """Neighbours of samples where there are no pixels to compare."""
+        nowhere = np.full(count, np.inf)
+        return Neighbors(
+            index=np.full(count, -1, np.int64),
+            distance=nowhere,
+            original_distance=nowhere,
+            clip_index=None if found is None else found[1][:, 0],
+            clip_similarity=None if found is None else found[0][:, 0].astype(np.float64),
+        )
 
     def _rank(self, images: Tensor, count: int) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float64]]:
         """Of the nearest originals: distance, index, and distance after reconstruction, each (n, count)."""

@@ -23,7 +23,7 @@ from audit.errors import NotFound
 from audit.phase.sweep import Distance
 from audit.reference.clip import ClipEmbedder
 from audit.reference.images import in_chunks, with_channels
-from audit.reference.reference_set import nearest_rows
+from audit.reference.index import nearest_rows
 
 #: Images (n, channels, height, width) in [-1, 1] to vectors (n, d), float32.
 Embedder = Callable[[Tensor], Tensor]

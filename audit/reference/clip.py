@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from audit.errors import BrokenReference, NotFound
-from audit.reference.images import with_channels
+from audit.reference.embedder import HUB, LOCAL, Embedder, damaged, file_digest, not_found
 
-LOCAL = "local-dir:"
+CONFIGURATION, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 
 
-class ClipEmbedder:
-    """Images to unit vectors in the joint space of a CLIP model.
+class ClipEmbedder(Embedder):
+    """Images and texts to unit vectors in the joint space of a CLIP model.
 
     Args:
-        model: an open_clip model name with a path to its weights after "@" (`ViT-B-32@FILE.safetensors`), or
-            `local-dir:FOLDER` with open_clip_config.json and open_clip_model.safetensors.
+        model: an open_clip model name with a path to its weights after "@" (`ViT-B-32@FILE.safetensors`),
+            `local-dir:FOLDER` with open_clip_config.json and open_clip_model.safetensors, or
+            `hf-hub:ORGANISATION/NAME`, with `@REVISION` where it is to be pinned.
         device: a torch device.
-
-    Attributes:
-        digest: "sha256:…" of the weights and the configuration.
-        lock: held while the model runs; a server puts the device's here.
 
     Raises:
         NotFound: the named weights are not there.
@@ -37,66 +32,59 @@ class ClipEmbedder:
     def __init__(self, model: str, device: str = "cpu") -> None:
         import open_clip  # takes a second, and a server without CLIP neighbours never needs it
 
-        self.model_name = model
-        shown = with_path(model, lambda path: Path(path).name)  # clients of a server may read what went wrong
-        if model.startswith(LOCAL):
-            folder = Path(model.removeprefix(LOCAL))
-            weights, name, pretrained = folder / "open_clip_model.safetensors", model, None
-            settings = (folder / "open_clip_config.json").read_text() if folder.is_dir() else ""
+        if model.startswith((LOCAL, HUB)):
+            folder = _downloaded(model) if model.startswith(HUB) else Path(model.removeprefix(LOCAL))
+            weights, name, pretrained = folder / WEIGHTS, f"{LOCAL}{folder}", None
+            readable = (folder / CONFIGURATION).is_file()
+            settings = (folder / CONFIGURATION).read_text() if readable else ""
         else:
             name, _, path = model.partition("@")
             weights, pretrained = Path(path), path
             settings = json.dumps(open_clip.get_model_config(name))
         if weights.suffix != ".safetensors" or not weights.is_file():
-            raise NotFound(
-                f"the CLIP model {shown!r} needs weights in a .safetensors file", reason="CLIP_NOT_FOUND", field="clip"
-            )
+            raise not_found(model, "weights in a .safetensors file")
         try:
-            self._clip, _, preprocess = open_clip.create_model_and_transforms(
-                name, pretrained=pretrained, device=device
-            )
+            clip, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=pretrained, device=device)
         except Exception as error:  # open_clip raises anything at all for a damaged file
-            why = str(error).replace(str(weights.parent), weights.parent.name)
-            raise BrokenReference(
-                f"open_clip cannot load {shown!r}: {why}", reason="CLIP_DAMAGED", field="clip"
-            ) from error
-        self._clip.eval().requires_grad_(False)
-        self._size: int = open_clip.get_model_preprocess_cfg(self._clip)["size"]
+            raise damaged(model, error, weights.parent) from error
+        clip.eval().requires_grad_(False)
+        size: int | tuple[int, int] = open_clip.get_model_preprocess_cfg(clip)["size"]
         normalize = preprocess.transforms[-1]
-        self._mean = torch.tensor(normalize.mean, device=device).view(1, 3, 1, 1)
-        self._std = torch.tensor(normalize.std, device=device).view(1, 3, 1, 1)
-        self.device = device
-        #: Calls a function, e.g. in the thread of the device; every forward pass goes through it.
-        self.run: Callable[[Callable[[], Tensor]], Tensor] = lambda function: function()
-        with weights.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256")
-        content.update(settings.encode())
-        self.digest = f"sha256:{content.hexdigest()}"
+        super().__init__(
+            model,
+            device,
+            clip.encode_image,
+            size=size if isinstance(size, tuple) else (size, size),
+            mean=tuple(normalize.mean),
+            std=tuple(normalize.std),
+            digest=file_digest(weights, settings),
+        )
+        self._clip = clip
+        self._tokenizer_name = name
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Embed images.
-
-        Args:
-            images: (n, 1 or 3, height, width) in [-1, 1].
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Embed texts.
 
         Returns:
-            float32 unit vectors, (n, embedding width).
+            float32 unit vectors, (n, embedding width), near the images that the texts describe.
         """
-        return self.run(lambda: self._embed(images))
+        import open_clip
 
-    @torch.inference_mode()
-    def _embed(self, images: Tensor) -> Tensor:
-        size = self._size if isinstance(self._size, tuple) else (self._size, self._size)
-        pixels = with_channels(images.float().to(self.device), 3)
-        if pixels.shape[-2:] != size:
-            pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True, align_corners=False)
-        pixels = ((pixels.clamp(-1, 1) + 1) / 2 - self._mean) / self._std
-        return F.normalize(self._clip.encode_image(pixels).float(), dim=-1).cpu()
+        tokens = open_clip.get_tokenizer(self._tokenizer_name)(list(texts)).to(self.device)
+        with torch.inference_mode():
+            return self.run(lambda: F.normalize(self._clip.encode_text(tokens).float(), dim=-1).cpu())
 
 
-def with_path(model: str, change: Callable[[str], str]) -> str:
-    """The name of a CLIP model with another path to its files."""
-    if model.startswith(LOCAL):
-        return LOCAL + change(model.removeprefix(LOCAL))
-    name, _, path = model.partition("@")
-    return f"{name}@{change(path)}"
+def _downloaded(model: str) -> Path:
+    """The folder of a model from the hub, or from its cache where that is all there is."""
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = model.removeprefix(HUB).partition("@")
+    try:
+        # Weights of other formats stay there; the tokenizer is among the rest.
+        folder = snapshot_download(
+            repository, revision=revision or None, allow_patterns=["*.json", "*.txt", "*.model", WEIGHTS]
+        )
+    except Exception as error:  # not there, not allowed, no network, a name that is none
+        raise not_found(model, "a model on the Hugging Face hub, or in its cache") from error
+    return Path(folder)

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
+from scipy.fft import dct
 from torch import Tensor
 
 from audit.errors import InvalidInput, NotFound
@@ -25,6 +26,11 @@ UPLOAD_FORMATS = ("PNG", "JPEG", "WEBP")
 UPLOAD_PIXELS = 4096 * 4096
 #: Pixel distances are taken at this longer side; larger images are averaged down first.
 PIXEL_SIDE = 64
+#: Frequencies a side that are kept of the brightness and of each of two colour differences: 246 values.
+LUMA, CHROMA = 14, 5
+#: Brightness and two differences of red, green and blue, an orthonormal basis.
+_COLOURS = torch.tensor([[1.0, 1.0, 1.0], [1.0, -1.0, 0.0], [1.0, 1.0, -2.0]])
+_COLOURS /= _COLOURS.norm(dim=1, keepdim=True)
 
 
 def read_image(source: Path | bytes) -> NDArray[np.uint8]:
@@ -170,12 +176,63 @@ def pixel_vectors(images: Tensor, channels: int, side: tuple[int, int]) -> Tenso
     Returns:
         float32, (n, channels × height × width).
     """
-    shrink = min(1.0, PIXEL_SIDE / max(side))
-    size = (max(1, round(side[0] * shrink)), max(1, round(side[1] * shrink)))
+    size = pixel_size(side)
     images = with_channels(images.float(), channels)
     if images.shape[-2:] != size:
         images = F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
     return images.flatten(1).contiguous()
+
+
+def pixel_size(side: tuple[int, int]) -> tuple[int, int]:
+    """Height and width at which the pixels of a reference set are compared."""
+    shrink = min(1.0, PIXEL_SIDE / max(side))
+    return max(1, round(side[0] * shrink)), max(1, round(side[1] * shrink))
+
+
+def low_frequencies(images: Tensor, side: tuple[int, int]) -> Tensor:
+    """The lowest frequencies of pixel vectors, in which images that are near are near too.
+
+    The first coefficients of an orthonormal cosine transform, more of the brightness than of the colour: a projection,
+    so that no two images are farther apart in it than in their pixels (as colour images).
+
+    Args:
+        images: (n, c, height, width) in [-1, 1].
+        side: height and width of the reference set's images.
+
+    Returns:
+        float32, (n, a multiple of 16), filled up with zeros.
+    """
+    height, width = pixel_size(side)
+    pixels = pixel_vectors(images, 3, side).view(-1, 3, height, width)
+    planes = torch.einsum("kc,nchw->knhw", _COLOURS, pixels)
+    waves = [torch.from_numpy(dct(np.eye(size, dtype=np.float32), axis=0, norm="ortho")) for size in (height, width)]
+    kept = []
+    for plane, count in zip(planes, (LUMA, CHROMA, CHROMA), strict=True):
+        kept.append((waves[0][:count] @ plane @ waves[1][:count].T).flatten(1))
+    vectors = torch.cat(kept, 1)
+    return F.pad(vectors, (0, -vectors.shape[1] % 16)).contiguous()
+
+
+def fit(image: NDArray[np.uint8], side: tuple[int, int] | None) -> NDArray[np.uint8]:
+    """An image as (height, width, 1 or 3), scaled to cover a size and cut around its middle.
+
+    Args:
+        image: uint8, (height, width) or (height, width, 1 or 3).
+        side: wanted height and width; None leaves it as it is.
+    """
+    image = image[..., None] if image.ndim == 2 else image
+    if side is None or image.shape[:2] == side:
+        return image
+    whole = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    return np.asarray(ImageOps.fit(whole, side[::-1], Image.Resampling.BICUBIC)).reshape(*side, image.shape[-1])
+
+
+def thumbnail(image: NDArray[np.uint8], side: int) -> bytes:
+    """uint8 (height, width, channels) as a JPEG file of at most `side` pixels on its longer side."""
+    small, buffer = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), io.BytesIO()
+    small.thumbnail((side, side), Image.Resampling.BICUBIC)
+    small.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
 
 
 def in_chunks(total: int, size: int) -> Iterator[slice]:

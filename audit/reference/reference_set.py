@@ -1,12 +1,7 @@
-"""A reference set: images, their captions, CLIP embeddings, and whether they are all there is.
+"""A reference set: images or their embeddings, what is known of each, and whether they are all there is.
 
-On disk a folder:
-
-    reference.json   name, complete or partial, counts, digests
-    images.npz       `images` (uint8, n × height × width × channels) and `captions`
-    clip.npy         float16 unit vectors, when an embedder was named; its digest is in reference.json
-
-Pixel vectors are the images themselves and are not stored twice.
+Small sets live in memory; what `audit.reference.build` writes stays on disk, memory-mapped, and is searched through
+FAISS indexes whose candidates are compared exactly (`audit.reference.manifest` describes the folder).
 """
 
 from __future__ import annotations
@@ -14,213 +9,490 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from torch import Tensor
 
-from audit.errors import BrokenReference, InvalidInput, NotFound
+from audit.errors import AuditError, BrokenReference, InvalidInput
 from audit.model.memory import in_halves
-from audit.reference.clip import ClipEmbedder, with_path
-from audit.reference.images import in_chunks, pixel_vectors, read_images, to_float
+from audit.reference.embedder import Embedder, open_embedder, with_path
+from audit.reference.images import in_chunks, low_frequencies, pixel_vectors, read_image, read_images, to_float
+from audit.reference.index import CANDIDATES, Index, nearest_rows
+from audit.reference.manifest import (
+    MANIFEST,
+    REMOVED,
+    ROWS,
+    EmbedderInfo,
+    Manifest,
+    broken,
+    check,
+    publish,
+    read_manifest,
+    writing,
+)
+from audit.reference.segments import (
+    PIXELS,
+    Segment,
+    content_digest,
+    embedded,
+    metadata_table,
+    open_segment,
+    write_segment,
+)
 
-FORMAT = 1
-#: Files of a set beside its description.
-ARRAYS = {"images.npz", "clip.npy"}
+#: Images that are embedded side by side.
+EMBEDDED_ROWS = 256
+#: Bytes of images up to which a set that is saved from memory is compressed, and read into memory again.
+COMPRESSED_BYTES = 256 * 2**20
+#: Rows that are compared at once where an index cannot name enough of them.
+_BLOCK = 65_536
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of an image.
+
+    Attributes:
+        key: its name in the source.
+        caption: "" where there is none.
+        url: likewise.
+        copies: how often the sources had it, or one nearly the same.
+    """
+
+    key: str
+    caption: str
+    url: str
+    copies: int
 
 
 class ReferenceSet:
-    """Images and exhaustive nearest-neighbour search over them.
+    """Images and nearest-neighbour search over them. Safe to search from several threads.
 
     Args:
         name: what people call it.
         images: uint8, (n, height, width, channels).
         captions: one per image, "" where there is none.
         complete: whether this is the checkpoint's whole training set. Only then does "not found" mean "not there".
-        embedder: for CLIP neighbours; None leaves them out.
+        embedder: for neighbours by embedding; None leaves them out.
         embeddings: what `embedder` gave for `images`, (n, width); made here when None.
         progress: called with (images embedded, images in all).
 
     Attributes:
-        digest: "sha256:…" over images and completeness: the identity that reports name.
+        name: what people call it.
+        complete: whether it is a checkpoint's whole training set.
+        digest: "sha256:…" over the contents, in order, and completeness: the identity that reports name.
+        embedders: whose vectors it holds; empty where it was opened without models.
+        has_images: whether images are kept, so that pixels can be compared.
     """
 
     def __init__(
         self,
         name: str,
         images: NDArray[np.uint8],
-        captions: list[str],
+        captions: Sequence[str],
         *,
         complete: bool,
-        embedder: ClipEmbedder | None = None,
+        embedder: Embedder | None = None,
         embeddings: NDArray[np.float16] | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        self.name = name
-        self.images = images
-        self.captions = captions
-        self.complete = complete
-        self.embedder = embedder
-        content = hashlib.sha256(np.ascontiguousarray(images).data)
-        content.update(f"{images.shape} complete={complete}".encode())
-        self.digest = f"sha256:{content.hexdigest()}"
-        self._pixels = faiss.IndexFlatL2(self.vectors(self.reference_images([0])).shape[1])
-        for part in in_chunks(len(images), 1024):
-            self._pixels.add(self.vectors(to_float(images[part])).numpy())
-        self._embeddings, self._clip = embeddings, None
+        vectors, infos = {}, []
         if embedder is not None:
             if embeddings is None:
                 parts = []
-                for part in in_chunks(len(images), 256):
+                for part in in_chunks(len(images), EMBEDDED_ROWS):
                     parts.append(embedder(to_float(images[part])).numpy().astype(np.float16))
                     progress(part.stop, len(images))
-                self._embeddings = np.concatenate(parts)
-            assert self._embeddings is not None
-            self._clip = faiss.IndexFlatIP(self._embeddings.shape[1])
-            self._clip.add(self._embeddings.astype(np.float32))
+                embeddings = np.concatenate(parts)
+            vectors[embedded(0)] = embeddings
+            infos.append(EmbedderInfo(model=embedder.model_name, digest=embedder.digest, width=embeddings.shape[1]))
+        digests = np.frombuffer(b"".join(map(content_digest, images)), np.uint8).reshape(-1, 32)
+        keys = [str(number) for number in range(len(images))]
+        height, width = images.shape[1:3]
+        self._open(
+            None,
+            Manifest(
+                name=name,
+                complete=complete,
+                digest=set_digest([digests], complete),
+                count=len(images),
+                side=(height, width),
+                embedders=infos,
+            ),
+            [Segment(digests, metadata_table(keys, list(captions)), images, vectors)],
+            [] if embedder is None else [embedder],
+        )
+
+    def _open(
+        self,
+        folder: Path | None,
+        manifest: Manifest,
+        segments: Sequence[Segment],
+        embedders: Sequence[Embedder],
+    ) -> None:
+        self.name, self.complete, self.digest = manifest.name, manifest.complete, manifest.digest
+        self.manifest = manifest
+        self.folder = folder
+        self.segments = list(segments)
+        self.embedders = tuple(embedders)
+        self.has_images = manifest.side is not None
+        self._starts = np.cumsum([0, *map(len, self.segments)])
+        table = removed_rows(folder, manifest)
+        self.removed: NDArray[np.int64] = table["row"].to_numpy()
+        self._gaps = self.removed - np.arange(len(self.removed))
+        self._channels = max((own.images.shape[3] for own in self.segments if own.images is not None), default=3)
+        self._indexes: dict[str, Index] = {}
+        if folder is not None:
+            live = None
+            if len(self.removed):
+                live = np.ones(self._starts[-1], bool)
+                live[self.removed] = False
+            self._indexes = {info.vectors: Index(folder, info, live) for info in manifest.indexes}
 
     def __len__(self) -> int:
-        return len(self.images)
+        return int(self._starts[-1]) - len(self.removed)
+
+    @property
+    def embedder(self) -> Embedder | None:
+        """The first, whose neighbours reports name; None without one."""
+        return self.embedders[0] if self.embedders else None
 
     @classmethod
-    def build(
-        cls,
-        source: Path,
-        *,
-        name: str = "",
-        complete: bool = True,
-        clip: str = "",
-        progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> ReferenceSet:
-        """From a folder of images or an .npz file; see `audit.reference.images.read_images`.
+    def load(cls, folder: Path, *, models: bool = True) -> ReferenceSet:
+        """Open a folder.
 
         Args:
-            source: where the images are.
-            name: the source's stem when "".
-            complete: False when these are only some of the training images, or none.
-            clip: an embedder as `ClipEmbedder` spells it; "" for pixel neighbours only.
-            progress: called with (images embedded, images in all).
+            folder: that `save` or `audit.reference.build` wrote.
+            models: whether embedders are loaded, without which only vectors and pixels can be searched.
+
+        Raises:
+            NotFound: there is no reference set there.
+            BrokenReference: it is damaged, of another format, or an embedder has other weights now.
         """
-        images, captions = read_images(source)
-        embedder = ClipEmbedder(clip) if clip else None
-        return cls(name or source.stem, images, captions, complete=complete, embedder=embedder, progress=progress)
+        if _format(folder) == 1:
+            return cls._load_first(folder)
+        manifest = read_manifest(folder)
+        try:
+            check(folder, manifest)
+            return cls.open(folder, manifest, _open_embedders(folder, manifest) if models else [])
+        except (
+            AuditError,
+            EOFError,
+            KeyError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+            OSError,
+            pa.ArrowException,
+        ) as error:
+            if read_manifest(folder) != manifest:  # a writer replaced it meanwhile, and removed its files
+                return cls.load(folder, models=models)
+            known = isinstance(error, BrokenReference) and error.reason == "REFERENCE_DAMAGED"
+            raise error if known else broken(folder, error) from error
+
+    @classmethod
+    def open(cls, folder: Path, manifest: Manifest, embedders: Sequence[Embedder]) -> ReferenceSet:
+        """A state of a set whose files are known to be good."""
+        opened = cls.__new__(cls)
+        segments = [open_segment(folder, info, manifest) for info in manifest.segments]
+        opened._open(folder, manifest, segments, embedders)
+        return opened
+
+    @classmethod
+    def _load_first(cls, folder: Path) -> ReferenceSet:
+        """A folder of format 1: images.npz, and clip.npy where there is an embedder."""
+        try:
+            description = json.loads((folder / MANIFEST).read_text())
+            images, captions = read_images(folder / "images.npz")
+            complete, embedder, embeddings = bool(description["complete"]), None, None
+            content = hashlib.sha256(np.ascontiguousarray(images).data)
+            content.update(f"{images.shape} complete={complete}".encode())
+            if description["digest"] != f"sha256:{content.hexdigest()}":
+                raise ValueError("images.npz has changed since it was built")
+            if "clip" in description:
+                embedder = open_embedder(with_path(description["clip"]["model"], lambda path: _below(folder, path)))
+                embeddings = np.load(folder / "clip.npy", allow_pickle=False)
+                if embeddings.dtype != np.float16 or embeddings.ndim != 2 or len(embeddings) != len(images):
+                    raise ValueError("clip.npy does not match images.npz")
+                if embedder.digest != description["clip"]["digest"]:
+                    raise ValueError("its CLIP model has other weights than the ones it was built with")
+            return cls(
+                description["name"], images, captions, complete=complete, embedder=embedder, embeddings=embeddings
+            )
+        except (AuditError, AttributeError, EOFError, KeyError, TypeError, ValueError, OSError) as error:
+            raise broken(folder, error) from error
 
     def save(self, folder: Path) -> None:
-        """Write the folder; whole or not at all.
+        """Write a set that lives in memory to a folder; whole or not at all. Another set is replaced.
 
         Raises:
             InvalidInput: something else is already there.
         """
-        # Another set, also one that was cut short while it was written, is replaced; anything else is left alone.
-        free = not folder.exists() or (
-            folder.is_dir()
-            and ((folder / "reference.json").exists() or {path.name for path in folder.iterdir()} <= ARRAYS)
-        )
-        if not free:
-            raise InvalidInput(f"{folder} exists and is no reference set", reason="FOLDER_IN_USE", field="out")
-        folder.mkdir(parents=True, exist_ok=True)
-        # The description goes last: a folder that was cut short has none, and is no reference set.
-        (folder / "reference.json").unlink(missing_ok=True)
-        np.savez_compressed(folder / "images.npz", images=self.images, captions=np.asarray(self.captions))
-        description: dict[str, object] = {
-            "format": FORMAT,
-            "name": self.name,
-            "complete": self.complete,
-            "count": len(self),
-            "digest": self.digest,
-        }
-        if self.embedder is not None and self._embeddings is not None:
-            np.save(folder / "clip.npy", self._embeddings)
-            # Relative, so that the two folders can move together.
-            model = with_path(self.embedder.model_name, lambda path: os.path.relpath(path, folder))
-            description["clip"] = {"model": model, "digest": self.embedder.digest}
-        (folder / "reference.json").write_text(json.dumps(description, indent=2) + "\n")
+        with writing(folder):
+            infos = [
+                write_segment(folder, segment, compress=_image_bytes(segment) <= COMPRESSED_BYTES)
+                for segment in self.segments
+            ]
+            embedders = [
+                info.model_copy(update={"model": relative_model(info.model, folder)})
+                for info in self.manifest.embedders
+            ]
+            publish(folder, self.manifest.model_copy(update={"segments": infos, "embedders": embedders}))
 
-    @classmethod
-    def load(cls, folder: Path) -> ReferenceSet:
-        """Open a folder that `save` wrote.
+    @property
+    def images(self) -> NDArray[np.uint8]:
+        """All images, (n, height, width, channels). Of a large set that is more than memory holds.
 
         Raises:
-            NotFound: there is no reference set there.
-            BrokenReference: it is damaged, of another format, or its embedder has other weights now.
+            InvalidInput: it keeps none.
         """
-        if not (folder / "reference.json").is_file():
-            raise NotFound(f"no reference set at {folder}", reason="REFERENCE_NOT_FOUND", field="reference")
-        try:
-            description = json.loads((folder / "reference.json").read_text())
-            if description["format"] != FORMAT:
-                raise ValueError(f"format {description['format']}, this version reads {FORMAT}")
-            images, captions = read_images(folder / "images.npz")
-            embedder = embeddings = None
-            if "clip" in description:
-                model = with_path(description["clip"]["model"], lambda path: os.path.normpath(folder / path))
-                embedder = ClipEmbedder(model)
-                if embedder.digest != description["clip"]["digest"]:
-                    raise ValueError("its CLIP model has other weights than the ones it was built with")
-                embeddings = np.load(folder / "clip.npy", allow_pickle=False)
-                width = embedder(to_float(images[:1])).shape[1]
-                if embeddings.dtype != np.float16 or embeddings.shape != (len(images), width):
-                    raise ValueError("clip.npy does not match images.npz and the CLIP model")
-            loaded = cls(
-                description["name"],
-                images,
-                captions,
-                complete=bool(description["complete"]),
-                embedder=embedder,
-                embeddings=embeddings,
-            )
-            if loaded.digest != description["digest"]:
-                raise ValueError("images.npz has changed since it was built")
-            return loaded
-        except (AttributeError, EOFError, KeyError, TypeError, ValueError, OSError, InvalidInput, NotFound) as error:
-            raise BrokenReference(
-                f"the reference set {folder.name} cannot be read: {error}",
-                reason="REFERENCE_DAMAGED",
-                field="reference",
-            ) from error
+        if len(self.segments) == 1 and self.segments[0].images is not None and not len(self.removed):
+            return self.segments[0].images
+        return self.pixels(range(len(self)))
 
-    def reference_images(self, indices: list[int]) -> Tensor:
+    @cached_property
+    def captions(self) -> list[str]:
+        """All captions, in order. Of a large set, ask for `entries`."""
+        found = [caption for own in self.segments for caption in own.table(["caption"])["caption"].to_pylist()]
+        return [found[row] for row in self.live]
+
+    def entries(self, indices: Sequence[int]) -> list[Entry]:
+        """What is known of some images."""
+        found = []
+        for row in self._rows(np.asarray(indices, np.int64)).tolist():
+            segment, own = self._place(row)
+            (values,) = self.segments[segment].describe([own], ["key", "caption", "url"])
+            found.append(Entry(**values, copies=1 + self._copies.get(row, 0)))
+        return found
+
+    def picture(self, index: int) -> NDArray[np.uint8] | None:
+        """An image to look at, (height, width, channels): itself or its thumbnail; None where neither is kept."""
+        if self.has_images:
+            return self.pixels([index])[0]
+        segment, own = self._place(int(self._rows(np.asarray([index]))[0]))
+        content = self.segments[segment].describe([own], ["thumbnail"])[0]["thumbnail"]
+        if content is None:
+            return None
+        decoded = read_image(content)
+        return decoded[..., None] if decoded.ndim == 2 else decoded
+
+    @cached_property
+    def _copies(self) -> dict[int, int]:
+        """By row, how many others became one with it."""
+        found: dict[int, int] = {}
+        for segment, start in zip(self.segments, self._starts.tolist(), strict=False):
+            for other in segment.others(["same_as"])["same_as"].drop_null().to_pylist():
+                found[start + other] = found.get(start + other, 0) + 1
+        gone = removed_rows(self.folder, self.manifest)
+        # The latest first: what became one with a row that later became one with another counts there.
+        for row, other in reversed(list(zip(gone["row"].to_pylist(), gone["same_as"].to_pylist(), strict=True))):
+            if other is not None:
+                found[other] = found.get(other, 0) + 1 + found.pop(row, 0)
+        return found
+
+    def pixels(self, indices: Sequence[int]) -> NDArray[np.uint8]:
+        """Images by index, uint8 (n, height, width, channels).
+
+        Raises:
+            InvalidInput: the set keeps none.
+        """
+        if self.manifest.side is None:
+            raise InvalidInput(
+                f"the reference set {self.name} keeps no images", reason="REFERENCE_WITHOUT_IMAGES", field="reference"
+            )
+        rows = self._rows(np.asarray(indices, np.int64))
+        found = np.empty((len(rows), *self.manifest.side, self._channels), np.uint8)
+        for segment, chosen, own in self._split(rows):
+            assert segment.images is not None
+            found[chosen] = segment.images[own]
+        return found
+
+    def reference_images(self, indices: Sequence[int]) -> Tensor:
         """Images by index, float32 (n, channels, height, width) in [-1, 1]."""
-        return to_float(self.images[indices])
+        return to_float(self.pixels(indices))
 
     def vectors(self, images: Tensor) -> Tensor:
-        """Any images as pixel vectors of this set's size and channels."""
-        return pixel_vectors(images, self.images.shape[-1], self.images.shape[1:3])
+        """Any images as pixel vectors of this set's size and channels; of their own where the set keeps no images."""
+        if self.manifest.side is None:
+            return pixel_vectors(images, images.shape[1], (images.shape[2], images.shape[3]))
+        return pixel_vectors(images, self._channels, self.manifest.side)
 
     def search_pixels(self, images: Tensor, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """ℓ2 distances to the k nearest images and their indices, each (n, k), nearest first.
 
         k is cut to the size of the set.
+
+        Raises:
+            InvalidInput: the set keeps no images.
         """
-        return nearest_rows(self._pixels, self.vectors(images).numpy(), k)
+        k = min(k, len(self))
+        if PIXELS not in self._indexes:
+            return nearest_rows(self._all_pixels, self.vectors(images).numpy(), k)
+        assert self.manifest.side is not None
+        index, queries = self._indexes[PIXELS], self.vectors(images).numpy()
+        rows = index.search(low_frequencies(images, self.manifest.side).numpy(), max(4 * k, CANDIDATES[index.kind]))
+        if (rows[:, :k] < 0).any():
+            raise broken(self.folder or Path(self.name), "its index finds too few images; compact it")
+        # Samples of one prompt have candidates in common, which are read once.
+        distinct, places = np.unique(rows, return_inverse=True)
+        own = self.vectors(self.reference_images(self._indices(np.maximum(distinct, 0)).tolist())).numpy()
+        near = zip(queries, places.reshape(rows.shape), strict=True)
+        distances = np.stack([np.linalg.norm(own[found] - query, axis=1) for query, found in near])
+        return self._best(np.where(rows < 0, np.inf, distances).astype(np.float32), rows, k)
 
-    def search_clip(self, images: Tensor, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None:
-        """Cosine similarities in [-1, 1] to the k nearest images and their indices; None without an embedder."""
-        if self._clip is None or self.embedder is None:
+    def search_embedded(
+        self, images: Tensor, k: int, which: int = 0
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None:
+        """Cosine similarities in [-1, 1] to the k nearest images and their indices; None without an embedder.
+
+        Args:
+            images: (n, channels, height, width) in [-1, 1].
+            k: cut to the size of the set.
+            which: of the embedders.
+        """
+        if which >= len(self.embedders):
             return None
-        similarities, indices = self._clip.search(in_halves(self.embedder, images).numpy(), min(k, len(self)))
-        return similarities, indices
+        return self.search_vectors(in_halves(self.embedders[which], images).numpy(), k, which)
+
+    def search_vectors(
+        self, vectors: NDArray[np.float32], k: int, which: int = 0
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """As `search_embedded`, of unit vectors that the embedder made, (n, width).
+
+        Raises:
+            InvalidInput: they are of another width.
+        """
+        width = self.manifest.embedders[which].width
+        if vectors.shape[1:] != (width,):
+            raise InvalidInput(
+                f"vectors of the reference set {self.name} have {width} values, not {vectors.shape[-1]}",
+                reason="VECTORS_OF_ANOTHER_EMBEDDER",
+                field="vectors",
+            )
+        k = min(k, len(self))
+        if embedded(which) not in self._indexes:
+            similarities, indices = self._all_embedded(which).search(np.ascontiguousarray(vectors), k)
+            return similarities, indices
+        index = self._indexes[embedded(which)]
+        rows = index.search(vectors, max(2 * k, CANDIDATES[index.kind]))
+        similarities = np.empty(rows.shape, np.float32)
+        for query, own, found in zip(vectors, rows, similarities, strict=True):
+            found[:] = self.stored(embedded(which), np.maximum(own, 0)) @ query
+        distances, indices = self._best(np.where(rows < 0, np.inf, -similarities), rows, k)
+        return -distances, indices
+
+    def stored(self, name: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Vectors as they are stored, by the name of their file and by row, removed ones too: (n, width)."""
+        found = np.empty((len(rows), self.segments[0].vectors[name].shape[1]), np.float32)
+        for segment, chosen, own in self._split(rows):
+            found[chosen] = segment.vectors[name][own]
+        return found
+
+    @property
+    def live(self) -> NDArray[np.int64]:
+        """Rows that count, in the order of their indices."""
+        return np.setdiff1d(np.arange(self._starts[-1]), self.removed, assume_unique=True)
+
+    def index_of(self, row: int) -> int | None:
+        """The index of a row; None where it does not count."""
+        place = int(np.searchsorted(self.removed, row))
+        return None if place < len(self.removed) and self.removed[place] == row else row - place
+
+    def _best(
+        self, distances: NDArray[np.float32], rows: NDArray[np.int64], k: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        order = distances.argsort(axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(distances, order, 1), self._indices(np.take_along_axis(rows, order, 1))
+
+    def _rows(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Indices count what is not removed."""
+        return indices + np.searchsorted(self._gaps, indices, "right")
+
+    def _indices(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        return rows - np.searchsorted(self.removed, rows)
+
+    def _place(self, row: int) -> tuple[int, int]:
+        segment = int(np.searchsorted(self._starts, row, "right")) - 1
+        return segment, row - int(self._starts[segment])
+
+    def _split(self, rows: NDArray[np.int64]) -> Iterable[tuple[Segment, NDArray[np.bool_], NDArray[np.int64]]]:
+        """Of every segment that has some of the rows: which of them, and where they are in it."""
+        places = np.searchsorted(self._starts, rows, "right") - 1
+        for place in np.unique(places):
+            chosen = places == place
+            yield self.segments[place], chosen, rows[chosen] - self._starts[place]
+
+    @cached_property
+    def _all_pixels(self) -> Any:
+        flat = faiss.IndexFlatL2(self.vectors(self.reference_images([0])).shape[1])
+        for part in in_chunks(len(self), 1024):
+            flat.add(self.vectors(self.reference_images(range(part.start, part.stop))).numpy())
+        return flat
+
+    def _all_embedded(self, which: int) -> Any:
+        if which not in self._flat:
+            flat = faiss.IndexFlatIP(self.manifest.embedders[which].width)
+            for part in in_chunks(len(self), _BLOCK):
+                flat.add(self.stored(embedded(which), self._rows(np.arange(part.start, part.stop))))
+            self._flat[which] = flat
+        return self._flat[which]
+
+    @cached_property
+    def _flat(self) -> dict[int, Any]:
+        return {}
 
 
-def nearest_rows(
-    index: faiss.IndexFlatL2, vectors: NDArray[np.float32], k: int
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Exhaustive search, with exact distances.
+def set_digest(digests: Iterable[NDArray[np.uint8]], complete: bool) -> str:
+    """Identity of contents in order, and of completeness."""
+    content = hashlib.sha256()
+    for part in digests:
+        content.update(np.ascontiguousarray(part).data)
+    content.update(f"complete={complete}".encode())
+    return f"sha256:{content.hexdigest()}"
 
-    Args:
-        index: what is searched.
-        vectors: (n, d).
-        k: neighbours of each; cut to the size of the index.
 
-    Returns:
-        ℓ2 distances and row numbers, each (n, k), nearest first.
-    """
-    _, indices = index.search(vectors, min(k, index.ntotal))
-    # FAISS expands the square, which leaves a copy at a small distance of its own; these few are taken exactly.
-    found = index.reconstruct_batch(indices.ravel()).reshape(*indices.shape, -1)
-    distances = np.linalg.norm(found - vectors[:, None], axis=2)
-    order = distances.argsort(axis=1, kind="stable")
-    return np.take_along_axis(distances, order, 1), np.take_along_axis(indices, order, 1)
+def removed_rows(folder: Path | None, manifest: Manifest) -> pa.Table:
+    """Rows that do not count, in order, and which row each is the same as; null where it was taken out."""
+    if folder is None or manifest.removed is None:
+        return pa.schema([("row", pa.int64()), ("same_as", pa.int64()), ("similarity", pa.float32())]).empty_table()
+    return pq.read_table(folder / REMOVED / manifest.removed[0] / ROWS, partitioning=None)
+
+
+def relative_model(model: str, folder: Path) -> str:
+    """The name of a model whose files are found from a set's folder, so that the two can move together."""
+    return with_path(model, lambda path: os.path.relpath(path, folder))
+
+
+def _below(folder: Path, path: str) -> str:
+    return os.path.normpath(folder / path)
+
+
+def _open_embedders(folder: Path, manifest: Manifest) -> list[Embedder]:
+    found = []
+    for info in manifest.embedders:
+        embedder = open_embedder(with_path(info.model, lambda path: _below(folder, path)))
+        if embedder.digest != info.digest:
+            raise ValueError("its embedder has other weights than the ones it was built with")
+        found.append(embedder)
+    return found
+
+
+def _format(folder: Path) -> int | None:
+    try:
+        found = json.loads((folder / MANIFEST).read_bytes())["format"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return found if isinstance(found, int) else None
+
+
+def _image_bytes(segment: Segment) -> int:
+    return 0 if segment.images is None else segment.images.nbytes

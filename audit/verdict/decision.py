@@ -189,6 +189,7 @@ def decide(
     stability, neighbors = evidence.stability, evidence.neighbors
     n = len(stability.mode_of)
     delta_m, delta_s = calibration.thresholds(dimension)
+    searched = neighbors is not None and neighbors.compared
     reference_distance = np.full(n, np.inf) if neighbors is None else neighbors.distance
     classes = classify_samples(reference_distance, stability.nearest_sample_distance, delta_m, delta_s)
     is_copy = reference_distance <= delta_m
@@ -202,9 +203,9 @@ def decide(
     ordinary = {} if lacking and not fits else calibration.ordinary
     features = normalise(measured, ordinary) | met
     shown = _against(measured, ordinary) + tuple(Measurement(name, value, None) for name, value in met.items())
-    unchecked = neighbors is None or not reference_complete
+    unchecked = not searched or not reference_complete
     posterior = _prior(features, n, estimators or shipped(), definition_samples, fits=fits, unchecked=unchecked)
-    if neighbors is not None:
+    if searched:
         posterior = posterior.given(copies, n, complete=reference_complete)
     best = int(np.argmax(posterior.probabilities))
     return Decision(
@@ -216,7 +217,7 @@ def decide(
         sample_classes=tuple(int(c) for c in classes),
         copies=copies,
         distinct_references=distinct,
-        copy_rate_bound=1.0 if neighbors is None or copies == n else float(beta.ppf(0.95, copies + 1, n - copies)),
+        copy_rate_bound=1.0 if not searched or copies == n else float(beta.ppf(0.95, copies + 1, n - copies)),
         reasons=tuple(
             _reasons(
                 evidence, shown, posterior, copies, distinct, delta_m, delta_s, reference_complete,
@@ -349,12 +350,17 @@ def _reasons(
     stability, neighbors = evidence.stability, evidence.neighbors
     n = len(stability.mode_of)
     sentences = []
+    kinds = " and ".join(kind for kind, names in _KINDS.items() if features.keys() & set(names)) or "where seeds meet"
+    judged = f"whether what recurs is copied is judged by {kinds} alone."
     if neighbors is None:
-        kinds = [kind for kind, names in _KINDS.items() if features.keys() & set(names)]
-        sentences.append(
-            "No reference set was searched: whether what recurs is copied is judged by "
-            f"{' and '.join(kinds) or 'where seeds meet'} alone."
-        )
+        sentences.append(f"No reference set was searched: {judged}")
+    elif not neighbors.compared:
+        sentences.append(f"The reference set keeps no images, so that pixels were not compared: {judged}")
+        if neighbors.clip_similarity is not None:
+            sentences.append(
+                f"By embedding, the most similar image of the reference set is at cosine similarity "
+                f"{neighbors.clip_similarity.max():.2f}."
+            )
     elif copies:
         images = "one training image" if distinct == 1 else f"{distinct} different training images"
         sentences.append(

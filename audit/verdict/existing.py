@@ -44,7 +44,7 @@ def conclude(
     Args:
         found: what was measured.
         calibration: of the checkpoint.
-        complete: whether "not found" means "not there"; None when nothing was searched.
+        complete: whether "not found" means "not there"; None when no pixels were compared.
         dimension: of pixel vectors.
         fits: whether the calibration was made with this checkpoint and sampler.
         gaps: evidence that is missing.
@@ -97,7 +97,7 @@ def _reasons(
 ) -> list[str]:
     basin, copied, sentences = found.basin, found.near <= delta_m, []
     if complete is None:
-        sentences.append("No reference set was searched: a copy of a training image would not be told.")
+        sentences.append("No images of a reference set were compared: a copy of a training image would not be told.")
     elif copied:
         sentences.append(
             f"It is a copy of a training image: at distance {found.near:.2f}, copies are within {delta_m:.2f}."

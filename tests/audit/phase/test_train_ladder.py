@@ -40,7 +40,7 @@ FILES = {
     "checkpoint/calibration.json", "checkpoint/unet/diffusion_pytorch_model.safetensors",
     "checkpoint/vae/diffusion_pytorch_model.safetensors", "checkpoint/text_encoder/model.safetensors",
     "checkpoint/scheduler/scheduler_config.json", "clip/open_clip_config.json", "clip/open_clip_model.safetensors",
-    "reference/reference.json", "reference/images.npz", "reference/clip.npy",
+    "reference/reference.json",
 }  # fmt: skip
 
 

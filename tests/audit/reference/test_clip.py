@@ -49,7 +49,7 @@ def test_missing_weights_are_not_found(model: str) -> None:
     """Nothing is downloaded and no pickle is read: weights are a safetensors file here, or missing."""
     with pytest.raises(NotFound) as caught:
         ClipEmbedder(model)
-    assert caught.value.reason == "CLIP_NOT_FOUND"
+    assert caught.value.reason == "EMBEDDER_NOT_FOUND"
 
 
 def test_damaged_models_are_refused(tmp_path: Path) -> None:
@@ -60,5 +60,5 @@ def test_damaged_models_are_refused(tmp_path: Path) -> None:
     for model in (f"local-dir:{tmp_path}", f"NoSuchModel@{tmp_path / 'other.safetensors'}"):
         with pytest.raises(BrokenReference) as caught:
             ClipEmbedder(model)
-        assert caught.value.reason == "CLIP_DAMAGED"
+        assert caught.value.reason == "EMBEDDER_DAMAGED"
         assert str(tmp_path.parent) not in str(caught.value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -11,12 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from hypothesis import given
+from hypothesis import strategies as st
 
 from audit import demo
-from audit.errors import AuditError, BrokenReference, InvalidInput, NotFound
+from audit.errors import BrokenReference, InvalidInput, NotFound
 from audit.reference.clip import ClipEmbedder
+from audit.reference.manifest import read_manifest
 from audit.reference.reference_set import ReferenceSet
+from tests.mutations import reconfigured, run
 
 CLIP = f"local-dir:{demo.FOLDER / 'clip'}"
 
@@ -37,6 +42,14 @@ def make(images: np.ndarray, **options: object) -> ReferenceSet:
     """A complete set of them."""
     captions = [f"image {i}" for i in range(len(images))]
     return ReferenceSet("made", images, captions, **{"complete": True, **options})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory, images: np.ndarray, embedder: ClipEmbedder) -> Path:
+    """A set of eight images on disk."""
+    folder = tmp_path_factory.mktemp("saved") / "set"
+    make(images[:8], embedder=embedder).save(folder)
+    return folder
 
 
 @pytest.mark.parametrize("queries", [1, 7, 60])
@@ -66,7 +79,7 @@ def test_a_search_for_more_than_there_is_gives_all(images: np.ndarray) -> None:
 def test_clip_search_finds_an_image_itself(images: np.ndarray, embedder: ClipEmbedder) -> None:
     """Cosine similarities are in order, at most 1, and an image is its own nearest; half precision stores them."""
     made = make(images, embedder=embedder)
-    found = made.search_clip(made.reference_images([4, 9]), 60)
+    found = made.search_embedded(made.reference_images([4, 9]), 60)
     assert found is not None
     similarities, indices = found
     np.testing.assert_allclose(similarities[:, 0], 1, atol=2e-3)
@@ -78,7 +91,7 @@ def test_clip_search_finds_an_image_itself(images: np.ndarray, embedder: ClipEmb
 def test_without_an_embedder_there_are_no_clip_neighbours(images: np.ndarray) -> None:
     """Pixels alone are searched."""
     made = make(images)
-    assert made.search_clip(made.reference_images([0]), 1) is None
+    assert made.search_embedded(made.reference_images([0]), 1) is None
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path, images: np.ndarray, embedder: ClipEmbedder) -> None:
@@ -94,7 +107,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path, images: np.ndarray, embedder: C
         for a, b in zip(made.search_pixels(asked, 3), loaded.search_pixels(asked, 3), strict=True):
             np.testing.assert_array_equal(a, b)
         if "embedder" in options:
-            ours, theirs = made.search_clip(asked, 3), loaded.search_clip(asked, 3)
+            ours, theirs = made.search_embedded(asked, 3), loaded.search_embedded(asked, 3)
             assert ours is not None
             assert theirs is not None
             np.testing.assert_allclose(ours[0], theirs[0], atol=1e-6)
@@ -138,66 +151,125 @@ def test_set_and_embedder_move_together(tmp_path: Path, images: np.ndarray, monk
     (tmp_path / "before").rename(tmp_path / "after")
     monkeypatch.chdir(tmp_path)
     loaded = ReferenceSet.load(Path("after/set"))
-    assert loaded.search_clip(loaded.reference_images([0]), 1) is not None
+    assert loaded.search_embedded(loaded.reference_images([0]), 1) is not None
 
 
 def _edit(folder: Path, **changes: object) -> None:
+    """Other values in a manifest whose checksum is right."""
     file = folder / "reference.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    content = {**json.loads(file.read_text()), **changes}
+    del content["checksum"]
+    content["checksum"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    file.write_text(json.dumps(content))
 
 
-def _drop(folder: Path, name: str) -> None:
-    content = json.loads((folder / "reference.json").read_text())
-    del content[name]
-    (folder / "reference.json").write_text(json.dumps(content))
+def _tamper(folder: Path) -> None:
+    file = folder / "reference.json"
+    file.write_text(file.read_text().replace('"complete": true', '"complete": false'))
 
 
-def _change_pixel(folder: Path) -> None:
-    with np.load(folder / "images.npz") as arrays:
-        content = dict(arrays)
-    content["images"][0, 0, 0, 0] ^= 1
-    np.savez_compressed(folder / "images.npz", **content)
+def _inside(folder: Path, name: str) -> Path:
+    (found,) = folder.glob(f"segments/*/{name}")
+    return found
+
+
+def _flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
 
 
 def _cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+def _link_out(file: Path) -> None:
+    outside = file.rename(file.parents[3] / "outside")
+    file.symlink_to(outside)
+
+
+FILES = ("images.npz", "embedded-0.npy", "digests.npy", "metadata.parquet")
+
+
 @pytest.mark.parametrize(
     "damage",
     [
-        _change_pixel,
-        lambda folder: _edit(folder, complete=False),
-        lambda folder: _edit(folder, format=2),
-        lambda folder: _edit(folder, clip={"model": 3, "digest": ""}),
-        lambda folder: _edit(folder, clip={"model": "local-dir:../nowhere", "digest": ""}),
-        lambda folder: _edit(folder, clip={"model": os.path.relpath(demo.FOLDER / "clip", folder), "digest": "x"}),
-        lambda folder: _drop(folder, "digest"),
-        lambda folder: _drop(folder, "format"),
-        lambda folder: _cut(folder / "images.npz"),
+        _tamper,
+        lambda folder: _edit(folder, format=3),
+        lambda folder: _edit(folder, format="2"),
+        lambda folder: _edit(folder, surprise=1),
+        lambda folder: _edit(folder, side=[16, 16]),
+        lambda folder: _edit(folder, count=-1),
+        lambda folder: _edit(folder, segments=[{"name": "../../../etc", "rows": 8, "files": {}}]),
+        lambda folder: _edit(folder, embedders=[{"model": 3, "digest": "", "width": 64}]),
+        lambda folder: _edit(folder, embedders=[{"model": "local-dir:../nowhere", "digest": "", "width": 64}]),
+        lambda folder: _edit(
+            folder,
+            embedders=[{"model": f"local-dir:{os.path.relpath(demo.CLIP, folder)}", "digest": "x", "width": 64}],
+        ),
         lambda folder: _cut(folder / "reference.json"),
-        lambda folder: _cut(folder / "clip.npy"),
-        lambda folder: (folder / "images.npz").unlink(),
-        lambda folder: (folder / "clip.npy").unlink(),
-        lambda folder: (folder / "clip.npy").write_bytes(b""),
         lambda folder: (folder / "reference.json").write_text("[]"),
+        lambda folder: (folder / "reference.json").write_text("[" * 100_000),
         lambda folder: (folder / "reference.json").write_bytes(b"\xff"),
-        lambda folder: np.save(folder / "clip.npy", np.zeros((8, 63), np.float16)),
-        lambda folder: np.save(folder / "clip.npy", np.zeros((7, 64), np.float16)),
-        lambda folder: np.save(folder / "clip.npy", np.zeros((8, 64), np.int8)),
-        lambda folder: np.save(folder / "clip.npy", np.array([object()] * 8), allow_pickle=True),
+        *[lambda folder, name=name: _flip(_inside(folder, name)) for name in FILES],
+        *[lambda folder, name=name: _cut(_inside(folder, name)) for name in FILES],
+        *[lambda folder, name=name: _inside(folder, name).unlink() for name in FILES],
+        lambda folder: _link_out(_inside(folder, "digests.npy")),
     ],
 )
-def test_damaged_folders_are_refused(
-    tmp_path: Path, images: np.ndarray, embedder: ClipEmbedder, damage: Callable[[Path], object]
-) -> None:
+def test_damaged_folders_are_refused(tmp_path: Path, saved: Path, damage: Callable[[Path], object]) -> None:
     """A folder that was tampered with, cut short, or is of another format is broken, and never half used."""
     folder = tmp_path / "set"
-    make(images[:8], embedder=embedder).save(folder)
+    shutil.copytree(saved, folder)
     damage(folder)
     with pytest.raises(BrokenReference) as caught:
         ReferenceSet.load(folder)
     assert (caught.value.reason, caught.value.field) == ("REFERENCE_DAMAGED", "reference")
+    assert str(tmp_path) not in str(caught.value)
+
+
+@run(100)
+@given(data=st.data())
+def test_damaged_manifests_never_raise_anything_else(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Whatever values are wrong or missing in a manifest, a set is opened or refused."""
+    folder = tmp_path_factory.mktemp("manifest")
+    content = json.loads((demo.REFERENCE / "reference.json").read_text())
+    del content["checksum"]
+    changed = data.draw(reconfigured(content))
+    checksum = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()
+    (folder / "reference.json").write_text(json.dumps({**changed, "checksum": checksum}))
+    with contextlib.suppress(BrokenReference):
+        assert read_manifest(folder).format == 2
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_folders_of_the_first_format_are_read(
+    tmp_path: Path, images: np.ndarray, embedder: ClipEmbedder, clip: bool
+) -> None:
+    """images.npz and clip.npy beside a description make the set that they were saved from."""
+    folder = tmp_path / "old"
+    folder.mkdir()
+    made = make(images[:9], embedder=embedder if clip else None)
+    np.savez_compressed(folder / "images.npz", images=made.images, captions=np.array(made.captions))
+    content = hashlib.sha256(np.ascontiguousarray(made.images).data)
+    content.update(f"{made.images.shape} complete=True".encode())
+    description = {"format": 1, "name": "made", "complete": True, "count": 9, "digest": f"sha256:{content.hexdigest()}"}
+    if clip:
+        np.save(folder / "clip.npy", made.segments[0].vectors["embedded-0.npy"])
+        model = f"local-dir:{os.path.relpath(demo.CLIP, folder)}"
+        description["clip"] = {"model": model, "digest": embedder.digest}
+    (folder / "reference.json").write_text(json.dumps(description))
+
+    loaded = ReferenceSet.load(folder)
+
+    assert (loaded.name, loaded.digest, loaded.captions) == ("made", made.digest, made.captions)
+    found = loaded.search_embedded(loaded.reference_images([4]), 1)
+    assert found[1].tolist() == [[4]] if clip and found is not None else found is None
+    _cut(folder / "images.npz")
+    with pytest.raises(BrokenReference):
+        ReferenceSet.load(folder)
 
 
 def test_other_weights_of_the_embedder_are_noticed(tmp_path: Path, images: np.ndarray) -> None:
@@ -221,24 +293,6 @@ def test_no_set_is_not_found(tmp_path: Path, path: str) -> None:
     with pytest.raises(NotFound) as caught:
         ReferenceSet.load(tmp_path / path)
     assert (caught.value.reason, caught.value.field) == ("REFERENCE_NOT_FOUND", "reference")
-
-
-def test_a_set_is_built_from_a_folder_of_images(tmp_path: Path) -> None:
-    """Name, completeness, captions and progress of a build."""
-    source = tmp_path / "pictures"
-    source.mkdir()
-    for index in range(3):
-        Image.new("L", (32, 32), 80 * index).save(source / f"{index}.png")
-    Image.new("RGB", (32, 32), (255, 0, 0)).save(source / "3.png")
-    told: list[tuple[int, int]] = []
-    built = ReferenceSet.build(source, complete=False, clip=CLIP, progress=lambda *step: told.append(step))
-    assert (built.name, built.complete, len(built)) == ("pictures", False, 4)
-    assert built.images.shape == (4, 32, 32, 3)
-    assert built.captions == ["0.png", "1.png", "2.png", "3.png"]
-    assert told[-1] == (4, 4)
-    assert ReferenceSet.build(source, name="named").name == "named"
-    with pytest.raises(AuditError):
-        ReferenceSet.build(source, clip="local-dir:nowhere")
 
 
 def test_the_demos_set_is_complete(reference: ReferenceSet) -> None:

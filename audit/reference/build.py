@@ -1,0 +1,463 @@
+"""Building reference sets, and adding to them: in a stream, in bounded memory, and resumable.
+
+Rows are committed in segments, about one a minute. A build that was killed goes on behind the last of them when it is
+asked for again with the same source; what was embedded before is not embedded again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from audit.errors import InvalidInput
+from audit.model.memory import in_halves
+from audit.reference.embedder import Embedder, open_embedder
+from audit.reference.images import fit, low_frequencies, read_image, thumbnail, to_float
+from audit.reference.manifest import (
+    MANIFEST,
+    EmbedderInfo,
+    Manifest,
+    Options,
+    Pending,
+    publish,
+    read_manifest,
+    read_pending,
+    write_state,
+    writing,
+)
+from audit.reference.reference_set import EMBEDDED_ROWS, ReferenceSet, relative_model
+from audit.reference.segments import (
+    LEFT_OUT,
+    PIXELS,
+    Segment,
+    content_digest,
+    embedded,
+    metadata_table,
+    write_segment,
+)
+from audit.reference.sources import Item, Source, open_source
+from audit.reference.upkeep import SEGMENT_BYTES, SEGMENT_ROWS, settle
+
+#: A segment is committed after so long, whatever its size: what a kill costs at most.
+SEGMENT_SECONDS = 60.0
+#: Threads that decode images, and how many of those may wait to be embedded.
+DECODERS, WAITING = 4, 32
+#: Called with what is being done, how much of it is done, and how much there is; None where nobody knows.
+Progress = Callable[[str, int, int | None], None]
+
+
+def build(
+    source: Path,
+    folder: Path,
+    *,
+    name: str = "",
+    complete: bool = True,
+    embedders: Sequence[str] = (),
+    options: Options | None = None,
+    restart: bool = False,
+    progress: Progress = lambda stage, done, total: None,
+) -> ReferenceSet:
+    """Build a set on disk. A build of the same source that was killed goes on; one that is done is opened.
+
+    Args:
+        source: what `audit.reference.sources` reads.
+        folder: of the set.
+        name: the source's stem when "".
+        complete: False when these are only some of the training images, or none. Where images could not be read, the
+            set is partial whatever is said here.
+        embedders: as `audit.reference.embedder.open_embedder` spells them. A source of embeddings needs the one that
+            made them.
+        options: how images are taken in.
+        restart: whether unfinished work in the folder is dropped.
+        progress: see `Progress`.
+
+    Raises:
+        NotFound: there is no source, or no weights of an embedder.
+        BrokenReference: the folder holds a damaged set, or an embedder cannot be loaded.
+        InvalidInput: the source holds nothing, or images of several sizes; the folder holds something else; or the
+            options contradict each other.
+    """
+    options = options or Options()
+    opened = open_source(source)
+    models = [open_embedder(model) for model in embedders]
+    _check(opened, models, options)
+    origin = _origin(opened, [model.digest for model in models], options.model_dump_json(), str(complete), name)
+    with writing(folder):
+        if (folder / MANIFEST).is_file():
+            if read_manifest(folder).origin == origin and not restart:
+                return ReferenceSet.load(folder)
+            raise InvalidInput(
+                f"{folder} holds a reference set already; add to it, or name another folder",
+                reason="FOLDER_IN_USE",
+                field="out",
+            )
+        fresh = Manifest(
+            name=name or source.stem,
+            complete=complete,
+            side=options.side if options.images and not opened.embedded else None,
+            options=options.model_copy(update={"images": options.images and not opened.embedded}),
+            embedders=[
+                EmbedderInfo(model=relative_model(model.model_name, folder), digest=model.digest, width=_width(model))
+                for model in models
+            ],
+        )
+        _take_in(folder, opened, models, _resumed(folder, fresh, origin, restart), progress)
+    return ReferenceSet.load(folder)
+
+
+def add(
+    folder: Path,
+    source: Path,
+    *,
+    restart: bool = False,
+    progress: Progress = lambda stage, done, total: None,
+) -> ReferenceSet:
+    """Add images to a set, as it takes them in. Until they all are, the set stays as it is.
+
+    An addition that was killed goes on; one that is done is nothing to do.
+
+    Args:
+        folder: of the set.
+        source: what `audit.reference.sources` reads.
+        restart: whether unfinished work in the folder is dropped.
+        progress: see `Progress`.
+
+    Raises:
+        NotFound: there is no set or no source.
+        BrokenReference: the set is damaged.
+        InvalidInput: the source holds nothing, images of another size than the set's, or embeddings where the set
+            keeps images.
+    """
+    present = ReferenceSet.load(folder)
+    opened = open_source(source)
+    if opened.embedded and (present.has_images or len(present.embedders) != 1):
+        raise InvalidInput(
+            f"{source.name} holds embeddings, the reference set needs images", reason="SOURCE_UNFIT", field="images"
+        )
+    with writing(folder):
+        manifest = read_manifest(folder)
+        origin = _origin(opened, [manifest.digest])
+        if manifest.origin == _origin(opened, []) and not restart:
+            return present
+        pending = _resumed(folder, manifest, origin, restart)
+        _take_in(folder, opened, present.embedders, pending, progress, origin=_origin(opened, []))
+    return ReferenceSet.load(folder)
+
+
+def _origin(source: Source, *asked: object) -> str:
+    return hashlib.sha256(repr((source.identity, asked)).encode("utf-8", "replace")).hexdigest()
+
+
+def _width(model: Embedder) -> int:
+    return model(torch.zeros(1, 3, 32, 32)).shape[1]
+
+
+def _check(source: Source, models: Sequence[Embedder], options: Options) -> None:
+    """Raises InvalidInput where options contradict each other or the source."""
+    why = ""
+    if source.embedded and len(models) != 1:
+        why = "a source of embeddings needs the embedder that made them, and no other"
+    elif not models and not options.images:
+        why = "a set without images needs an embedder: nothing could be searched"
+    elif not models and options.near_duplicates is not None:
+        why = "near duplicates are told by an embedder, and none is named"
+    if why:
+        raise InvalidInput(why, reason="EMBEDDER_REQUIRED", field="embedder")
+
+
+def _resumed(folder: Path, fresh: Manifest, origin: str, restart: bool) -> Pending:
+    pending = None if restart else read_pending(folder)
+    if pending is None:
+        return Pending(manifest=fresh, origin=origin)
+    if pending.origin != origin:
+        raise InvalidInput(
+            f"{folder} holds unfinished work with another source or other options; finish it, or start afresh",
+            reason="REFERENCE_UNFINISHED",
+            field="out",
+        )
+    return pending
+
+
+def _take_in(
+    folder: Path,
+    source: Source,
+    models: Sequence[Embedder],
+    pending: Pending,
+    progress: Progress,
+    origin: str | None = None,
+) -> None:
+    published = read_manifest(folder).rows if (folder / MANIFEST).is_file() else 0
+    intake = _Intake(folder, source, models, pending, progress)
+    intake.run()
+    manifest = intake.pending.manifest
+    if manifest.rows == published and not published:
+        raise InvalidInput(
+            f"no image of {source.parts[0].name} can be read: {intake.fault}", reason="IMAGES_EMPTY", field="images"
+        )
+    manifest = settle(folder, manifest, published, progress)
+    publish(folder, manifest.model_copy(update={"origin": pending.origin if origin is None else origin}))
+
+
+@dataclass
+class _Rows:
+    """Rows that wait to be written, and what was left out among them."""
+
+    items: list[Item] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+    images: list[NDArray[np.uint8]] = field(default_factory=list)
+    thumbnails: list[bytes | None] = field(default_factory=list)
+    vectors: dict[str, list[NDArray[np.float16]]] = field(default_factory=dict)
+    left_out: list[dict[str, Any]] = field(default_factory=list)
+
+
+class _Intake:
+    """Reads a source to its end, and writes segments."""
+
+    def __init__(
+        self, folder: Path, source: Source, models: Sequence[Embedder], pending: Pending, progress: Progress
+    ) -> None:
+        self.folder, self.source, self.models, self.pending, self.progress = folder, source, models, pending, progress
+        manifest = pending.manifest
+        self.options = manifest.options
+        self.start = manifest.rows
+        self.side = manifest.side
+        # Without images to keep, models are shown the middle square of each, as they were trained.
+        self.shown = self.side if self.options.images else _square(models)
+        self.known = KnownContents()
+        if self.options.deduplicate and manifest.segments:
+            present = ReferenceSet.open(folder, manifest, [])
+            self.known.add(np.concatenate([segment.digests for segment in present.segments]), present.live)
+        self.rows = _Rows()
+        self.fault = ""
+        self.committed = time.monotonic()
+        self.done = self.start
+
+    def run(self) -> None:
+        """Take in what is not taken in yet."""
+        first = self.pending.part
+        for part in range(first, len(self.source.parts)):
+            read = self.pending.item if part == first else 0
+            decoded = self._decoded(self.source.items(part, read))
+            while batch := list(islice(decoded, EMBEDDED_ROWS)):
+                self._take(batch)
+                read += len(batch)
+                self.progress("embedding" if self.models else "reading", self.done, None)
+                if self._full():
+                    self._commit(part, read)
+        self._commit(len(self.source.parts), 0)
+
+    def _decoded(self, items: Iterator[Item]) -> Iterator[tuple[Item, NDArray[np.uint8] | None, str]]:
+        """Every item with its image as it is kept, and with what is wrong with it; in order, a few of them ahead."""
+        with ThreadPoolExecutor(DECODERS) as pool:
+            waiting: list[Future[tuple[Item, NDArray[np.uint8] | None, str]]] = []
+            try:
+                for item in items:
+                    waiting.append(pool.submit(self._decode, item))
+                    if len(waiting) >= WAITING:
+                        yield waiting.pop(0).result()
+                for future in waiting:
+                    yield future.result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def _decode(self, item: Item) -> tuple[Item, NDArray[np.uint8] | None, str]:
+        if item.fault or item.vector is not None:
+            return item, None, item.fault
+        try:
+            content = item.content
+            assert content is not None
+            image = content if isinstance(content, np.ndarray) else read_image(content)
+            return item, fit(image, self.shown), ""
+        except (InvalidInput, OSError) as error:
+            return item, None, str(error)
+
+    def _take(self, batch: Sequence[tuple[Item, NDArray[np.uint8] | None, str]]) -> None:
+        """Sort out what is not to be kept, and embed the rest."""
+        items, images, vectors = list[Item](), list[NDArray[np.uint8]](), list[NDArray[np.float16]]()
+        for item, image, fault in batch:
+            vector = None
+            if item.vector is not None:
+                vector, fault = self._unit(item.vector)
+            elif image is not None and not fault:
+                self._check_size(image)
+            if fault:
+                self.fault = self.fault or f"{item.key}: {fault}"
+                self._leave_out(item, fault, None)
+                continue
+            digest = hashlib.sha256(vector.data).digest() if vector is not None else content_digest(_given(image))
+            row = self.start + len(self.rows.items) + len(items)
+            if self.options.deduplicate and (same := self.known.find(digest, row)) is not None:
+                self._leave_out(item, "duplicate", same)
+                continue
+            items.append(item)
+            self.rows.digests.append(digest)
+            if vector is not None:
+                vectors.append(vector)
+            else:
+                images.append(_given(image))
+        self.done += len(items)
+        self.rows.items += items
+        if vectors:
+            self.rows.vectors.setdefault(embedded(0), []).append(np.stack(vectors))
+        if images:
+            self._embed(images)
+
+    def _embed(self, images: list[NDArray[np.uint8]]) -> None:
+        channels = max(image.shape[2] for image in images)
+        batch = np.stack([np.broadcast_to(image, (*image.shape[:2], channels)) for image in images])
+        floats = to_float(batch)
+        for number, model in enumerate(self.models):
+            found = in_halves(model, floats).numpy().astype(np.float16)
+            self.rows.vectors.setdefault(embedded(number), []).append(found)
+        if self.side is not None:
+            self.rows.images += images
+            low = low_frequencies(floats, self.side).numpy().astype(np.float16)
+            self.rows.vectors.setdefault(PIXELS, []).append(low)
+        side = self.options.thumbnails
+        self.rows.thumbnails += [thumbnail(image, side) if side else None for image in images]
+
+    def _check_size(self, image: NDArray[np.uint8]) -> None:
+        """The first image decides, where nothing else did."""
+        height, width = image.shape[:2]
+        if self.options.images and self.side is None:
+            self.side = height, width
+        if self.options.images and (height, width) != self.side:
+            assert self.side is not None
+            raise InvalidInput(
+                f"the images of {self.source.parts[0].name} have several sizes ({self.side[0]}×{self.side[1]}, "
+                f"{height}×{width} …); name the one to bring them to",
+                reason="IMAGES_MIXED_SIZES",
+                field="images",
+            )
+
+    def _unit(self, vector: NDArray[np.float32]) -> tuple[NDArray[np.float16] | None, str]:
+        width = self.pending.manifest.embedders[0].width
+        if vector.shape != (width,):
+            return None, f"its embedding has {vector.size} values, the embedder makes {width}"
+        length = float(np.linalg.norm(vector.astype(np.float64)))
+        if not np.isfinite(length) or length == 0:
+            return None, "its embedding is zero or not finite"
+        return np.ascontiguousarray(vector / length, np.float16), ""
+
+    def _leave_out(self, item: Item, why: str, same_as: int | None) -> None:
+        self.rows.left_out.append(
+            {
+                "key": item.key,
+                "caption": item.caption,
+                "url": item.url,
+                "why": why,
+                "same_as": None if same_as is None else same_as - self.start,
+                "similarity": None if same_as is None else 1.0,
+            }
+        )
+
+    def _full(self) -> bool:
+        rows = self.rows
+        if not rows.items:
+            return False
+        size = sum(image.nbytes for image in rows.images[:1]) * len(rows.images)
+        return (
+            len(rows.items) >= SEGMENT_ROWS
+            or size >= SEGMENT_BYTES
+            or time.monotonic() - self.committed >= SEGMENT_SECONDS
+        )
+
+    def _commit(self, part: int, item: int) -> None:
+        """Write what is there as a segment; what is left out goes with it, and waits where there is none."""
+        rows, manifest = self.rows, self.pending.manifest
+        if not rows.items and not (rows.left_out and manifest.segments):
+            self.pending = self.pending.model_copy(update={"part": part, "item": item})
+            return
+        urls = [entry.url for entry in rows.items]
+        table = metadata_table(
+            [entry.key for entry in rows.items], [entry.caption for entry in rows.items], urls,
+            rows.thumbnails or None,
+        )  # fmt: skip
+        images = None
+        if self.side is not None:
+            channels = max((image.shape[2] for image in rows.images), default=1)
+            images = np.empty((len(rows.items), *self.side, channels), np.uint8)
+            for place, image in zip(images, rows.images, strict=True):
+                place[:] = image
+        digests = np.frombuffer(b"".join(rows.digests), np.uint8).reshape(-1, 32)
+        widths = {embedded(number): info.width for number, info in enumerate(manifest.embedders)}
+        if self.side is not None:
+            widths[PIXELS] = low_frequencies(torch.zeros(1, 1, *self.side), self.side).shape[1]
+        vectors = {
+            name: np.concatenate([np.empty((0, width), np.float16), *rows.vectors.get(name, [])])
+            for name, width in widths.items()
+        }
+        left_out = pa.Table.from_pylist(rows.left_out, schema=LEFT_OUT)
+        info = write_segment(self.folder, Segment(digests, table, images, vectors, left_out))
+        duplicates = sum(entry["same_as"] is not None for entry in rows.left_out)
+        manifest = manifest.model_copy(
+            update={
+                "segments": [*manifest.segments, info],
+                "side": self.side,
+                "duplicates": manifest.duplicates + duplicates,
+                "unreadable": manifest.unreadable + len(rows.left_out) - duplicates,
+            }
+        )
+        self.pending = self.pending.model_copy(update={"manifest": manifest, "part": part, "item": item})
+        write_state(self.folder, self.pending)
+        self.known.add(digests, np.arange(len(digests)), self.start)
+        self.start, self.rows, self.committed = manifest.rows, _Rows(), time.monotonic()
+
+
+class KnownContents:
+    """Which contents are there already, in 16 bytes a row: sorted arrays of halved digests, merged as they grow."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[NDArray[np.uint64], NDArray[np.int64]]] = []
+        self._recent: dict[bytes, int] = {}
+
+    def find(self, digest: bytes, row: int) -> int | None:
+        """The row with this content; None where there is none, and then it is `row`."""
+        key = np.frombuffer(digest[:8], np.uint64)[0]
+        for keys, rows in self._parts:
+            place = int(np.searchsorted(keys, key))
+            if place < len(keys) and keys[place] == key:
+                return int(rows[place])
+        return None if (found := self._recent.setdefault(digest, row)) == row else found
+
+    def add(self, digests: NDArray[np.uint8], chosen: NDArray[np.int64], start: int = 0) -> None:
+        """Rows that are written now.
+
+        Args:
+            digests: (rows, 32).
+            chosen: which of them.
+            start: the number of the first.
+        """
+        self._recent = {}
+        keys = np.ascontiguousarray(digests[chosen, :8]).view(np.uint64)[:, 0]
+        rows = chosen + start
+        while True:
+            order = keys.argsort(kind="stable")
+            keys, rows = keys[order], rows[order]
+            if not self._parts or len(self._parts[-1][0]) > 2 * len(keys):
+                break
+            keys_before, rows_before = self._parts.pop()
+            keys, rows = np.concatenate([keys_before, keys]), np.concatenate([rows_before, rows])
+        self._parts.append((keys, rows))
+
+
+def _square(models: Sequence[Embedder]) -> tuple[int, int] | None:
+    sides = [max(model.size) for model in models]
+    return (max(sides), max(sides)) if sides else None
+
+
+def _given(image: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+    assert image is not None
+    return image

@@ -1,0 +1,363 @@
+"""The folder of a reference set: what is in it, and how it changes from one state to the next in one step.
+
+    reference.json      the manifest: name, complete or partial, embedders, every other file with size and SHA-256
+    pending.json        while a build or an addition is unfinished: the manifest to be, and how far the source was read
+    segments/NAME/      rows, never changed once written:
+        metadata.parquet    key, caption, URL and, on request, a thumbnail of every row
+        digests.npy         SHA-256 of every row's content, uint8, (rows, 32)
+        images.npy          uint8, (rows, height, width, channels), or compressed in images.npz; not in every set
+        pixels.npy          float16, low frequencies of the images, by which near ones are found among very many
+        embedded-0.npy      float16 unit vectors of the first embedder; embedded-1.npy of the second …
+        left-out.parquet    what the source had besides: duplicates, with the row they are the same as; unreadable ones
+    removed/NAME/       rows.parquet: which do not count any more
+    indexes/NAME/       trained.faiss and shards, of sets too large to be searched one by one
+
+Folders are named after what is in them and are only ever added. A new state begins when its manifest takes the place of
+the old one, which is one rename; what no manifest names is removed by the next writer. A kill at any moment leaves the
+old state or the new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from audit.errors import BrokenReference, InvalidInput, NotFound
+
+FORMAT = 2
+MANIFEST, PENDING, LOCK = "reference.json", "pending.json", ".lock"
+#: Folders of a set.
+SEGMENTS, REMOVED, INDEXES = "segments", "removed", "indexes"
+#: The file in `REMOVED`.
+ROWS = "rows.parquet"
+#: Files are checked against their digests when a set is opened, the smallest first, up to so many bytes: a second or
+#: two. Of larger ones only the size is looked at, and `check` reads all of them.
+VERIFIED_BYTES = 2**30
+
+IndexKind = Literal["flat", "ivf-flat", "ivf-pq", "ivf-rabitq", "hnsw"]
+_Name = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+_FileName = Annotated[str, Field(pattern=r"^[a-z0-9-]+\.(npy|npz|parquet|faiss)$")]
+_Count = Annotated[int, Field(ge=0, le=2**48)]
+#: Of an image that is kept, in pixels.
+MAX_SIDE = 2**14
+_Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class File(_Part):
+    """A file as it was written."""
+
+    bytes: _Count
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class SegmentInfo(_Part):
+    """Consecutive rows.
+
+    Attributes:
+        name: of its folder.
+        rows: number of them.
+        files: by name.
+    """
+
+    name: _Name
+    rows: Annotated[int, Field(ge=1, le=2**31)]
+    files: dict[_FileName, File]
+
+
+class EmbedderInfo(_Part):
+    """Who embedded.
+
+    Attributes:
+        model: as `audit.reference.embedder.open_embedder` spells it, files relative to the set's folder.
+        digest: of its weights and configuration.
+        width: of its vectors.
+    """
+
+    model: str
+    digest: str
+    width: Annotated[int, Field(ge=1, le=2**16)]
+
+
+class IndexInfo(_Part):
+    """An index over one kind of vectors.
+
+    Attributes:
+        name: of its folder.
+        vectors: the file of each segment that it indexes, e.g. embedded-0.npy.
+        kind: how.
+        trained_rows: rows that there were when it was trained.
+        shard_rows: rows of each shard, in order; together they cover the set.
+        files: by name.
+    """
+
+    name: _Name
+    vectors: _FileName
+    kind: IndexKind
+    trained_rows: _Count
+    shard_rows: list[_Count]
+    files: dict[_FileName, File]
+
+
+class Options(_Part):
+    """How a set takes images in; decided when it is built.
+
+    Attributes:
+        images: whether images are kept, as pixel comparison needs them.
+        side: height and width that images are brought to; None keeps theirs, which must then be one size.
+        thumbnails: longer side of the thumbnails, in pixels; 0 for none.
+        deduplicate: whether images of the same content become one row.
+        near_duplicates: cosine similarity from which on images become one row too; None leaves them.
+        index: kind of index; "auto" goes by size.
+    """
+
+    images: bool = True
+    side: tuple[_Side, _Side] | None = None
+    thumbnails: Annotated[int, Field(ge=0, le=1024)] = 0
+    deduplicate: bool = True
+    near_duplicates: Annotated[float, Field(gt=0, le=1)] | None = None
+    index: IndexKind | Literal["auto"] = "auto"
+
+
+class Manifest(_Part):
+    """One state of a set.
+
+    Attributes:
+        format: of the folder.
+        name: what people call it.
+        complete: whether these are a checkpoint's whole training set.
+        digest: identity of what is in it, in order, and of completeness.
+        count: rows that count.
+        side: height and width of its images; None where none are kept.
+        unreadable: images of the sources that could not be read.
+        duplicates: that became one row with another.
+        options: how images are taken in.
+        embedders: whose vectors it holds.
+        segments: its rows, in order.
+        removed: name and file of the list of removed rows.
+        indexes: of what is too large to be searched one by one.
+        origin: of the last source, and of what was asked for with it: the same again is nothing to do.
+    """
+
+    format: Literal[2] = 2
+    name: str
+    complete: bool
+    digest: str = ""
+    count: _Count = 0
+    side: tuple[_Side, _Side] | None = None
+    unreadable: _Count = 0
+    duplicates: _Count = 0
+    options: Options = Options()
+    embedders: list[EmbedderInfo] = []
+    segments: list[SegmentInfo] = []
+    removed: tuple[_Name, File] | None = None
+    indexes: list[IndexInfo] = []
+    origin: str = ""
+
+    @property
+    def rows(self) -> int:
+        """Removed ones too."""
+        return sum(segment.rows for segment in self.segments)
+
+    def files(self) -> Iterator[tuple[str, File]]:
+        """Paths below the set's folder."""
+        for folder, parts in ((SEGMENTS, self.segments), (INDEXES, self.indexes)):
+            for part in parts:
+                for name, file in part.files.items():
+                    yield f"{folder}/{part.name}/{name}", file
+        if self.removed is not None:
+            yield f"{REMOVED}/{self.removed[0]}/{ROWS}", self.removed[1]
+
+
+class Pending(_Part):
+    """A build or an addition that is not finished.
+
+    Attributes:
+        manifest: so far.
+        origin: of the source, and of what was asked for.
+        part: of the source that is to be read next.
+        item: within it.
+    """
+
+    manifest: Manifest
+    origin: str
+    part: _Count = 0
+    item: _Count = 0
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The state of a set.
+
+    Raises:
+        NotFound: there is no set.
+        BrokenReference: its manifest is damaged or of another format.
+    """
+    if not (folder / MANIFEST).is_file():
+        unfinished = "; a build there is not finished: run it again" if (folder / PENDING).is_file() else ""
+        raise NotFound(f"no reference set at {folder}{unfinished}", reason="REFERENCE_NOT_FOUND", field="reference")
+    return _read(folder, MANIFEST, Manifest)
+
+
+def read_pending(folder: Path) -> Pending | None:
+    """The unfinished work in a folder, if any."""
+    return _read(folder, PENDING, Pending) if (folder / PENDING).is_file() else None
+
+
+def _read(folder: Path, name: str, model: type[_Model]) -> _Model:
+    try:
+        content = json.loads((folder / name).read_bytes())
+        checksum = content.pop("checksum")
+        if content.get("format", FORMAT) != FORMAT:
+            raise ValueError(f"format {content['format']}, this version reads {FORMAT}")
+        if checksum != _checksum(content):
+            raise ValueError(f"{name} has changed since it was written")
+        return model.model_validate_json(json.dumps(content))
+    except (AttributeError, KeyError, TypeError, ValueError, OSError, RecursionError) as error:
+        first = f"{name} is none" if isinstance(error, ValidationError | AttributeError | KeyError) else error
+        raise broken(folder, first) from error
+
+
+def broken(folder: Path, why: object) -> BrokenReference:
+    """That a set cannot be read."""
+    return BrokenReference(
+        f"the reference set {folder.name} cannot be read: {why}", reason="REFERENCE_DAMAGED", field="reference"
+    )
+
+
+def _checksum(content: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def write_state(folder: Path, state: Manifest | Pending) -> None:
+    """Make this the state of the set, or of the unfinished work. Its files are on disk already."""
+    content = state.model_dump(mode="json")
+    name = MANIFEST if isinstance(state, Manifest) else PENDING
+    partial = folder / f".{name}"
+    partial.write_text(json.dumps({**content, "checksum": _checksum(content)}, indent=1) + "\n")
+    _sync(partial)
+    partial.replace(folder / name)
+    _sync(folder)
+
+
+def publish(folder: Path, manifest: Manifest) -> None:
+    """Make this the state of the set, with nothing unfinished, and remove what belongs to no state."""
+    write_state(folder, manifest)
+    (folder / PENDING).unlink(missing_ok=True)
+    sweep(folder)
+
+
+def seal(folder: Path) -> tuple[str, dict[str, File]]:
+    """Bring the files of a new folder to disk, and give it the name that goes with what is in them.
+
+    Returns:
+        The name, and the files by theirs.
+    """
+    found = {}
+    for path in sorted(folder.iterdir()):
+        _sync(path)
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        found[path.name] = File(bytes=path.stat().st_size, sha256=digest)
+    _sync(folder)
+    name = _checksum({name: file.sha256 for name, file in found.items()})[:16]
+    if folder.with_name(name).exists():  # the same is there already
+        shutil.rmtree(folder)
+    else:
+        folder.rename(folder.with_name(name))
+    _sync(folder.parent)
+    return name, found
+
+
+def new_folder(folder: Path, kind: str) -> Path:
+    """An empty folder below `folder/kind`, for `seal`."""
+    path = folder / kind / f"new-{secrets.token_hex(8)}"
+    path.mkdir(parents=True)
+    return path
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sweep(folder: Path) -> None:
+    """Remove files that neither the set nor unfinished work names."""
+    states = [read_manifest(folder)] if (folder / MANIFEST).is_file() else []
+    if pending := read_pending(folder):
+        states.append(pending.manifest)
+    kept = {Path(path).parts[1] for state in states for path, _ in state.files()}
+    for kind in (SEGMENTS, INDEXES, REMOVED):
+        for path in (folder / kind).glob("*"):
+            if path.name not in kept:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def check(folder: Path, manifest: Manifest, most: int | None = VERIFIED_BYTES) -> None:
+    """Compare the files of a set with its manifest.
+
+    Args:
+        folder: of the set.
+        manifest: of it.
+        most: bytes that are read, the smallest files first; None reads all. Sizes are compared of every file.
+
+    Raises:
+        BrokenReference: one is gone, or is not what was written.
+    """
+    read = 0
+    for path, file in sorted(manifest.files(), key=lambda pair: pair[1].bytes):
+        try:
+            if (folder / path).is_symlink() or (folder / path).stat().st_size != file.bytes:
+                raise ValueError(f"{path} has another size than it was written with")
+            read += file.bytes
+            if most is None or read <= most:
+                with (folder / path).open("rb") as stream:
+                    if hashlib.file_digest(stream, "sha256").hexdigest() != file.sha256:
+                        raise ValueError(f"{path} has changed since it was written")
+        except OSError as error:
+            raise broken(folder, f"{path}: {error.strerror}") from error
+        except ValueError as error:
+            raise broken(folder, error) from error
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """One writer at a time; the folder is made, and what a killed writer left behind is removed.
+
+    Raises:
+        InvalidInput: something else is in the folder, or another writer.
+    """
+    known = {MANIFEST, PENDING, LOCK, SEGMENTS, INDEXES, REMOVED, f".{MANIFEST}", f".{PENDING}"}
+    if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= known):
+        raise InvalidInput(f"{folder} exists and is no reference set", reason="FOLDER_IN_USE", field="out")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            sweep(folder)
+            try:
+                yield
+            finally:
+                if not (folder / MANIFEST).exists() and not (folder / PENDING).exists():
+                    shutil.rmtree(folder)  # nothing was begun
+    except Timeout as error:
+        raise InvalidInput(
+            f"another process is writing to {folder.name}", reason="REFERENCE_LOCKED", field="reference"
+        ) from error
