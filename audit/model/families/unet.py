@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
-import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
