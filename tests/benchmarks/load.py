@@ -66,8 +66,9 @@ encoder, {sizes["float32"] / 4e6:,.0f} million numbers) in safetensors files of 
 
 Raw is what reading them with safetensors alone takes: every tensor copied into memory of its own. The first load reads
 them once more for their digests; the second one, in the same process after the first was let go, knows these as long as
-the files stay what they are. Peak memory is that of the process beyond what it had before, what it maps of files
-included; loads end when a number of every page of the weights was used. Times are wall seconds of {RUNS} processes, median (range); ratios are of the same process.
+the files stay what they are. Loads end when a number of every page of the weights was used. Peak memory is that of the
+process beyond what it had before, what it maps of files included. Times are wall seconds of {RUNS} processes, median
+(range); ratios are of the same process.
 
 {markdown(["weights", "raw", "first load", "second load", "second / raw", "peak memory / weights"], loads)}
 
