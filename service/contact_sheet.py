@@ -304,7 +304,8 @@ def _thumbnail(image: report_pb2.Image, side: int) -> Image.Image:
 
 def _sampler(sampler: report_pb2.Sampler) -> str:
     name = sampler.scheduler.removesuffix("Scheduler")
-    return f"{name}, {_count(sampler.steps, 'step')}, guidance {sampler.guidance:g}"
+    embedded = " (embedded)" if sampler.embedded else ""
+    return f"{name}, {_count(sampler.steps, 'step')}, guidance {sampler.guidance:g}{embedded}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -67,12 +67,16 @@ class Baselines:
         auditor: of the checkpoint.
         sampler: the settings under audit.
         first_seed: noise seeds are consecutive from here.
+
+    Raises:
+        InvalidInput: the checkpoint has no contrast, which most of the detectors see alone.
     """
 
     def __init__(self, auditor: Auditor, sampler: SamplerSettings, first_seed: int) -> None:
         self._auditor = auditor
         self._checkpoint = auditor.checkpoint
         self._sampler = sampler if sampler.guided else replace(sampler, guidance=BOTH_BRANCHES)
+        auditor.require_screening(self._sampler)
         self._seeds = range(first_seed, first_seed + max(SEEDS))
         timesteps = auditor.timesteps(sampler)
         self._first, self._last = int(timesteps[0]), int(timesteps[-1])
@@ -144,7 +148,7 @@ class Baselines:
     @torch.inference_mode()
     def _measure(self, prompt: str) -> _Prompt:
         meter = MeteredDenoiser(self._checkpoint.denoiser)
-        condition, empty = self._auditor.encode(prompt), self._auditor.encode("")
+        condition, empty = (self._auditor.condition(text, self._sampler) for text in (prompt, ""))
         shape = self._checkpoint.latent_shape(self._sampler)
         noise = draw_noise(self._seeds, shape)[0].to(self._checkpoint.device, self._checkpoint.dtype)
 
@@ -187,6 +191,6 @@ class Baselines:
         )
 
     def _displacements(self, prompt: str) -> NDArray[np.float64]:
-        condition, empty = self._auditor.encode(prompt), self._auditor.encode("")
+        condition, empty = (self._auditor.condition(text, self._sampler) for text in (prompt, ""))
         samples = self._checkpoint.sample(self._sampler, condition, empty, self._seeds[:4])
         return samples.displacements.double().numpy()

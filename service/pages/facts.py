@@ -146,8 +146,11 @@ def _settings(found: dict[str, Any]) -> Iterator[_Setting]:
         yield _Setting("CLIP model", embedder or "none", "CLIP model", embedder)
         sampler, calibration = subject["sampler"], subject["calibration"]
         negative = f", negative prompt {sampler['negative_prompt']!r}" if sampler["negative_prompt"] else ""
+        guidance = f"guidance {sampler['guidance']:g}"
+        if sampler.get("embedded"):
+            guidance += f" embedded, true guidance {sampler['true_guidance']:g}"
         text = (
-            f"{sampler['scheduler']}, {count(sampler['steps'], 'step')}, guidance {sampler['guidance']:g}, "
+            f"{sampler['scheduler']}, {count(sampler['steps'], 'step')}, {guidance}, "
             f"η {sampler['eta']:g}, {sampler['width']}×{sampler['height']} pixels{negative}"
         )
         yield _Setting("sampler", text, "sampler", json.dumps(sampler, sort_keys=True))

@@ -262,7 +262,7 @@ def plain_unet(channels: int) -> UNet2DModel:
 
 def pixels(kind: Any = diffusers.DDPMPipeline, own: Any = None) -> Any:
     """Unconditional diffusion of pixels."""
-    return kind(unet=plain_unet(3), scheduler=own or scheduler(DDPMScheduler, clip_sample=True))
+    return kind(unet=plain_unet(3), scheduler=own or scheduler(DDPMScheduler, clip_sample=True, steps_offset=0))
 
 
 def latents() -> Any:
