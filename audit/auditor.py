@@ -28,6 +28,7 @@ from audit.limits import MAX_IMAGE_SIDE, MAX_PROMPT_CHARACTERS
 from audit.model.checkpoint import Checkpoint
 from audit.model.denoiser import Condition, Denoiser, concatenate
 from audit.model.memory import in_halves
+from audit.model.pieces import InPieces
 from audit.model.sampling import SamplerSettings
 from audit.reference.images import in_chunks, pixel_vectors, to_bytes
 from audit.reference.reference_set import ReferenceSet
@@ -63,6 +64,7 @@ class Auditor:
         calibration: the built-in defaults when None.
 
     Attributes:
+        denoiser: the checkpoint's, in as many rows at once as memory suffices for.
         finder: of nearest references; None without a reference set.
         defaults: the sampler settings that requests build on.
     """
@@ -76,6 +78,7 @@ class Auditor:
         from audit.demo import default_calibration
 
         self.checkpoint = checkpoint
+        self.denoiser = InPieces(checkpoint.denoiser)
         self.reference = reference
         self.calibration = calibration or default_calibration()
         self.finder = None if reference is None else NeighborFinder(reference, checkpoint)
@@ -241,7 +244,7 @@ class Auditor:
         if explain:
             self._require_explainable(sampler)
         planned = self.planned_evaluations(sampler, budget, prompt if explain else "")
-        work = Work(denoiser or checkpoint.denoiser, planned, on_progress, check)
+        work = Work(denoiser or self.denoiser, planned, on_progress, check)
         given = self._enter(prompt, sampler, work)
         fits, gaps = self.calibration.fits(checkpoint.digest, sampler), checkpoint.gaps(sampler)
         groups: list[Draws] = []
@@ -319,7 +322,7 @@ class Auditor:
         sampler = self.resolve_sampler()
         self._require_explainable(sampler)
         self.check_prompt(prompt)
-        return self._explain(prompt, latents, sampler, Work(denoiser or self.checkpoint.denoiser, check=check))
+        return self._explain(prompt, latents, sampler, Work(denoiser or self.denoiser, check=check))
 
     def _explain(self, prompt: str, latents: torch.Tensor, sampler: SamplerSettings, work: Work) -> Explanation:
         def encode(prompts: Sequence[str]) -> Condition:
@@ -358,7 +361,7 @@ class Auditor:
             BrokenCheckpoint: the checkpoint gives no finite numbers.
         """
         sampler = sampler or self.resolve_sampler()
-        work = Work(self.checkpoint.denoiser)
+        work = Work(self.denoiser)
         given = self._enter(prompt, sampler, work)
         groups = [
             self._draw(seeds[part], len(seeds[part]), sampler, given, work) for part in in_chunks(len(seeds), GROUP)
@@ -423,7 +426,7 @@ class Auditor:
         sampler = sampler or self.resolve_sampler()
         self.require_screening(sampler)
         conditions = self.checkpoint.told(concatenate([self.check_prompt(prompt) for prompt in prompts]), sampler)
-        work = Work(denoiser or self.checkpoint.denoiser, SCREENING * len(prompts), on_progress, check)
+        work = Work(denoiser or self.denoiser, SCREENING * len(prompts), on_progress, check)
         with work.stage("screening"):
             found = self.screen_at(sampler, work.denoiser.inner).measure(work.denoiser, conditions)
         require_finite(all(bool(np.isfinite(one.contrast).all()) for one in found), "predictions")

@@ -181,7 +181,7 @@ def inspect(
     checkpoint, calibration = auditor.checkpoint, auditor.calibration
     given = as_batch(image)
     planned = planned_evaluations(auditor, sampler, prompted=bool(prompt))[1]
-    work = Work(denoiser or checkpoint.denoiser, planned, on_progress, check)
+    work = Work(denoiser or auditor.denoiser, planned, on_progress, check)
     condition = checkpoint.told(auditor.check_prompt(prompt) if prompt else auditor.encode(""), sampler)
     unconditional = auditor.condition(sampler.negative_prompt, sampler, "sampler.negative_prompt")
     screening = None

@@ -88,7 +88,7 @@ def find_attractors(
         tolerance: length of a step under which a point has arrived.
     """
     ends, residual = descend(denoiser, starts, t, condition, steps=steps, tolerance=tolerance)
-    flat = ends.flatten(1).double().cpu().numpy()
+    flat = ends.flatten(1).cpu().double().numpy()
     labels = np.ones(1, dtype=np.int64)
     if len(flat) > 1:
         labels = fcluster(linkage(flat, "average"), distance, "distance")

@@ -89,7 +89,7 @@ def attribute_words(
         place, owner = index % len(noise), index // len(noise)
         times = torch.full((len(index),), timestep)
         predicted = denoiser(noise[place.to(noise.device)], times, select(conditions, owner))
-        found.append(predicted.flatten(1).double().cpu())
+        found.append(predicted.flatten(1).cpu().double())
     empty, whole, *rest = torch.cat(found).split(len(noise))
     contrast = whole - empty
     # A prompt that changes nothing has nothing to lose.

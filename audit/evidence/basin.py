@@ -126,7 +126,7 @@ def measure_basins(
             break
     passed = np.sum(recovery >= settings.share - 1e-9, axis=1)
     last = np.maximum(passed - 1, 0)
-    flat = points.flatten(1).double().cpu()
+    flat = points.flatten(1).cpu().double()
     alpha, sigma = denoiser.schedule.at(times[last], flat)
     dimension = flat.shape[1]
     radius = ((1 - alpha[:, 0]) ** 2 * flat.square().sum(1) + sigma[:, 0] ** 2 * dimension).sqrt().numpy()

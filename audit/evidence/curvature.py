@@ -160,7 +160,7 @@ def measure_curvature(
     x = torch.cat([alpha * points for alpha in alphas for _ in branches])
     t = torch.tensor(timesteps).repeat_interleave(len(branches) * n)
     rows_of = concatenate([repeat(branch, n) for _ in timesteps for branch in branches])
-    scale = sigmas.flatten().repeat_interleave(len(branches) * n).double().cpu()
+    scale = sigmas.flatten().repeat_interleave(len(branches) * n).cpu().double()
     if settings.method == "dense":
         points_found = _dense(denoiser, x, t, rows_of, scale, rows)
     else:
@@ -188,7 +188,7 @@ def dense_spectra(
     times = torch.full((len(points),), t)
     alphas, sigmas = denoiser.schedule.at(times, points)
     return _dense(
-        denoiser, alphas * points, times, repeat(condition, len(points)), sigmas.flatten().double().cpu(), rows
+        denoiser, alphas * points, times, repeat(condition, len(points)), sigmas.flatten().cpu().double(), rows
     )
 
 
@@ -217,7 +217,7 @@ def jacobian_product(
         shift = (steps[part] * directions[part]).reshape(x[part].shape).to(x)
         pair = torch.cat([x[part] + shift, x[part] - shift])
         chunk = {name: torch.cat([tensor[part], tensor[part]]) for name, tensor in condition.items()}
-        plus, minus = denoiser(pair, t[part].repeat(2), chunk).flatten(1).double().cpu().chunk(2)
+        plus, minus = denoiser.precise(pair, t[part].repeat(2), chunk).flatten(1).chunk(2)
         products.append((plus - minus) / (2 * steps[part]))
     return torch.cat(products)
 

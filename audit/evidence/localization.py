@@ -100,8 +100,8 @@ def error_ratio(
             branches = concatenate([repeat(condition, n), repeat(unconditional, n)])
             wrong = denoiser(torch.cat([x, x]), t, branches) - torch.cat([added, added])
             # By branch, sign and sample.
-            by_sign = wrong.double().square().mean(1).reshape(2, 2, n // 2, *found.shape)
-            prompt, empty = by_sign.mean(1).cpu() + RIDGE
+            by_sign = wrong.cpu().double().square().mean(1).reshape(2, 2, n // 2, *found.shape)
+            prompt, empty = by_sign.mean(1) + RIDGE
             found += (empty / prompt).log().sum(0)
     return found / (len(NOISE_LEVELS) * len(latents))
 

@@ -185,8 +185,8 @@ class Screen:
             place, owner = index % each, index // each
             x, t, known = self._points[place], self._times[place], self._known[place]
             found = denoiser.contrast(t, denoiser.native(x, t, select(prompts, owner)), known)
-            norms.append(found.flatten(1).double().square().mean(1).sqrt().cpu())
-            cosines.append(_alignment(denoiser.noise(x, t, known), found).double().cpu())
+            norms.append(found.flatten(1).cpu().double().square().mean(1).sqrt())
+            cosines.append(_alignment(denoiser.noise(x, t, known), found).cpu().double())
         shape = (count, -1, len(self.timesteps))
         contrast, alignment = torch.cat(norms).reshape(shape).numpy(), torch.cat(cosines).reshape(shape).numpy()
         sigmas = tuple(float(denoiser.schedule.sigmas[t]) for t in self.timesteps)

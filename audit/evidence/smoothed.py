@@ -77,14 +77,14 @@ def measure_smoothed_trace(
         part = slice(start, start + max(1, rows // 2))
         alpha, sigma = denoiser.schedule.at(t[part], clean)
         center, shift = alpha * clean[part], sigma * added[part]
-        both = denoiser(
+        both = denoiser.precise(
             torch.cat([center + shift, center - shift]), t[part].repeat(2), repeat(condition, 2 * len(center))
         )
-        plus, minus = both.flatten(1).double().chunk(2)
-        direction = added[part].flatten(1).double()
+        plus, minus = both.flatten(1).chunk(2)
+        direction = added[part].flatten(1).cpu().double()
         found.append(((plus - minus) * direction).sum(1) / (2 * direction.square().sum(1)))
     return SmoothedTrace(
         timesteps=tuple(timesteps),
         sigmas=sigmas,
-        values=torch.cat(found).reshape(levels, n).T.cpu().numpy(),
+        values=torch.cat(found).reshape(levels, n).T.numpy(),
     )

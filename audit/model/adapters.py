@@ -6,7 +6,6 @@ so that whoever differentiates the network sees one network, and evaluations cos
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +43,6 @@ def _fuse(pipeline: Any, lora: Lora) -> str:
     name = Path(lora.file).name
     if not hasattr(pipeline, "load_lora_weights"):
         raise _unusable(f"a {type(pipeline).__name__} takes no LoRA adapters", "CHECKPOINT_FAMILY_UNSUPPORTED")
-    if find_spec("peft") is None:
-        raise _unusable("LoRA adapters need peft: pip install 'basin-audit[adapters]'", "CHECKPOINT_INCOMPLETE")
     try:
         pipeline.load_lora_weights(weights, adapter_name="basin")
         reached = {part for parts in pipeline.get_list_adapters().values() for part in parts}

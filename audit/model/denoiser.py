@@ -128,6 +128,14 @@ class Denoiser(ABC):
         """The noise prediction ε̂, shape and dtype of x."""
         return self.noise(x, t, self.native(x, t, condition))
 
+    def precise(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """ε̂ for differences of nearly equal predictions: float64, on the CPU, shape of x.
+
+        Nothing is rounded beyond what the network itself rounds. In half precision, αv + σx would lose again as much.
+        """
+        native = self.native(x, t, condition)
+        return self.noise(x.cpu().double(), t.cpu(), native.cpu().double())
+
     def noise(self, x: Tensor, t: Tensor, native: Tensor) -> Tensor:
         """ε̂ from the network's own output at (x, t)."""
         if self.prediction_type == "epsilon":

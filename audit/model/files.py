@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +16,10 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 #: Bytes, values and levels of a JSON file. The longest that are common, indices of shards, have a twentieth of that.
 MAX_JSON_BYTES, MAX_JSON_VALUES, MAX_JSON_DEPTH = 2**21, 2**16, 32
+
+#: Files whose digests are remembered, and how long they must have stayed what they are.
+MAX_DIGESTS, SETTLED_SECONDS = 4096, 2.0
+_digests: dict[tuple[int, ...], str] = {}
 
 Reason = Literal[
     "CHECKPOINT_DAMAGED",
@@ -94,6 +100,25 @@ def walk_json(value: Any) -> Iterator[tuple[str, Any, int]]:
             waiting += [(key, inner, depth + 1) for inner in found]
 
 
+def _content_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal. Read once as long as the file stays what it is.
+
+    As git's index does, that is told by its size and times. A file that changed just now might change again within the
+    same tick of its clock, and is read again.
+    """
+    with path.open("rb") as stream:
+        now = os.fstat(stream.fileno())
+        state = (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
+        if state not in _digests:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+            if time.time() - max(now.st_mtime, now.st_ctime) < SETTLED_SECONDS:
+                return found
+            while len(_digests) >= MAX_DIGESTS:
+                _digests.pop(next(iter(_digests)))
+            _digests[state] = found
+        return _digests[state]
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -103,11 +128,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def digest_files(files: Mapping[str, Path]) -> str:
     """SHA-256, as "sha256:…", over names and contents, in the order of the names."""
-    lines = []
-    for name, path in sorted(files.items()):
-        with path.open("rb") as stream:
-            lines.append(f"{name} {hashlib.file_digest(stream, 'sha256').hexdigest()}")
-    return digest_lines(lines)
+    return digest_lines(f"{name} {_content_digest(path)}" for name, path in sorted(files.items()))
 
 
 def digest_lines(lines: Iterable[str]) -> str:

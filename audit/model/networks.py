@@ -124,6 +124,6 @@ def _check_quantization(config: Any, name: str) -> None:
         )
     if find_spec(package) is None:
         raise broken(
-            f"{name} is quantized by {method}, which is not installed: pip install 'basin-audit[quantized]'",
+            f"{name} is quantized by {method}, which is not installed: pip install bitsandbytes",
             "CHECKPOINT_QUANTIZATION_UNSUPPORTED",
         )

@@ -29,6 +29,7 @@ NAMES = (
     "service",
     "cold_start",
     "inspections",
+    "load",
 )
 OUT = Path(__file__).parents[2] / "docs" / "benchmarks"
 

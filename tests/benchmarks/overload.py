@@ -16,8 +16,8 @@ from grpc_health.v1 import health_pb2
 from audit.bench.markdown import markdown
 from audit.v1 import audit_pb2
 from service.client import BasinClient, ServiceError
+from tests.benchmarks.calls import Tally, offer
 from tests.benchmarks.common import BENCHMARK_SEED, child, served, truth
-from tests.benchmarks.load import Tally, offer
 
 AUDIT, NOTHING = "/audit.v1.AuditService/Audit", "/nothing.Nothing/Nothing"
 ROUNDS = 6

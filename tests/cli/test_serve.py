@@ -67,7 +67,7 @@ def test_serves_what_the_flags_name_until_sigterm(tmp_path: Path) -> None:
         (("--queue-evaluations", "0"), ["queue_evaluations"]),
         (("--model-control", "none"), ["model_control"]),
         (("--log-level", "loud"), ["log_level"]),
-        (("--checkpoint", "folder"), ["NAME=FOLDER", "folder"]),
+        (("--checkpoint", "folder"), ["NAME=SOURCE", "folder"]),
         (("--checkpoint", "a b=folder"), ["a b"]),
         (("--reference", "x=a", "--reference", "x=b"), ["twice"]),
         (("--no-demo",), ["no checkpoint"]),

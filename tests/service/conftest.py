@@ -44,7 +44,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     whole = (made["damaged"] / "vae" / weights).read_bytes()
     (made["damaged"] / "vae" / weights).write_bytes(whole[: len(whole) // 2])
     shutil.rmtree(made["incomplete"] / "text_encoder")
-    (made["foreign"] / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    (made["foreign"] / "model_index.json").write_text(json.dumps({"_class_name": "KolorsPipeline"}))
     (made["no-json"] / "model_index.json").write_text("{")
     return {**made, "missing": root / "missing"}
 
@@ -70,7 +70,7 @@ def server(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
         listen="127.0.0.1:0",
         metrics="127.0.0.1:0",
         demo=True,
-        checkpoints={name: {"folder": folder, "preload": False} for name, folder in folders.items()},
+        checkpoints={name: {"source": str(folder), "preload": False} for name, folder in folders.items()},
         limits={"prompt_characters": 300, "seeds": 64, "image_bytes": 100_000, "evaluations": 64_000},
     )
     with start_server(settings) as running:
@@ -114,8 +114,8 @@ def batch_server(tmp_path_factory: pytest.TempPathFactory, folders: dict[str, Pa
         demo=True,
         checkpoints={
             "twin": demo.CHECKPOINT,
-            "strict": {"folder": demo.CHECKPOINT, "calibration": root / "strict.json"},
-            "idle": {"folder": folders["copy"], "preload": False},
+            "strict": {"source": str(demo.CHECKPOINT), "calibration": root / "strict.json"},
+            "idle": {"source": str(folders["copy"]), "preload": False},
         },
         prompts={
             "mine": root / "mine.csv", "deep": root / "deep.jsonl", "long": root / "long.txt",

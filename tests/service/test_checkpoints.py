@@ -94,7 +94,7 @@ def test_load_audit_unload(client: Client, prompts: list[str]) -> None:
     report = client.audit(small(prompts[0], checkpoint="copy"))
     assert report.subject.checkpoint == "copy"
     other = unhurried(client.audit(small(prompts[0])))
-    other.subject.checkpoint = "copy"
+    other.subject.checkpoint = other.subject.checkpoint_source = "copy"
     assert unhurried(report) == other
     assert _unload(client, "copy").state == checkpoint_pb2.CHECKPOINT_STATE_UNLOADED
     assert _unload(client, "copy").state == checkpoint_pb2.CHECKPOINT_STATE_UNLOADED

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from audit import demo
 from audit.errors import AuditError, BrokenCheckpoint, InvalidInput, NotFound
+from audit.model import files
 from audit.model.checkpoint import Checkpoint
+from audit.model.files import digest_files
 from audit.model.loading import load_checkpoint
 from tests.audit.makers import copy_demo
 
@@ -323,3 +328,27 @@ def test_text_encoders_as_stable_diffusion_ships_them(tmp_path: Path, checkpoint
     save_file(weights, file, metadata={"format": "pt"})
     found = load_checkpoint(folder).encode_prompts(["a red coat"])["text"]
     torch.testing.assert_close(found, checkpoint.encode_prompts(["a red coat"])["text"])
+
+
+def test_a_file_is_read_again_when_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A digest is remembered for files that have long been what they are, and only for as long as they are."""
+    path, reads = tmp_path / "file", []
+    read = hashlib.file_digest
+
+    def watch(*given: Any) -> Any:
+        reads.append(given)
+        return read(*given)
+
+    monkeypatch.setattr(hashlib, "file_digest", watch)
+    path.write_bytes(b"one")
+    first = digest_files({"name": path})
+    assert digest_files({"name": path}) == first
+    assert len(reads) == 2, "it may still be written to"
+    monkeypatch.setattr(files, "SETTLED_SECONDS", -1.0)
+    assert [digest_files({"name": path}) for _ in range(3)] == [first] * 3
+    assert len(reads) == 3
+    status = path.stat()
+    path.write_bytes(b"two")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert digest_files({"name": path}) != first, "its time can be set back, that of its change cannot"
+    assert digest_files({"other": path}) != digest_files({"name": path})
