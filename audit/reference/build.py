@@ -33,6 +33,7 @@ from audit.reference.manifest import (
     publish,
     read_manifest,
     read_pending,
+    state_checksum,
     write_state,
     writing,
 )
@@ -179,7 +180,7 @@ def _check(source: Source, models: Sequence[Embedder], options: Options) -> None
 def _resumed(folder: Path, fresh: Manifest, origin: str, restart: bool) -> Pending:
     pending = None if restart else read_pending(folder)
     if pending is None:
-        return Pending(manifest=fresh, origin=origin)
+        return Pending(manifest=fresh, base=state_checksum(folder), origin=origin)
     if pending.origin != origin:
         raise InvalidInput(
             f"{folder} holds unfinished work with another source or other options; finish it, or start afresh",
@@ -233,7 +234,7 @@ class _Intake:
         self.start = manifest.rows
         self.side = manifest.side
         # Without images to keep, models are shown the middle square of each, as they were trained.
-        self.shown = self.side if self.options.images else _square(models)
+        self.shown = self.options.side if self.options.images else _square(models)
         self.known = KnownContents()
         if self.options.deduplicate and manifest.segments:
             present = ReferenceSet.open(folder, manifest, [])

@@ -384,9 +384,8 @@ class ReferenceSet:
             return similarities, indices
         index = self._indexes[embedded(which)]
         rows = index.search(vectors, max(2 * k, CANDIDATES[index.kind]))
-        similarities = np.empty(rows.shape, np.float32)
-        for query, own, found in zip(vectors, rows, similarities, strict=True):
-            found[:] = self.stored(embedded(which), np.maximum(own, 0)) @ query
+        own = self.stored(embedded(which), np.maximum(rows, 0).ravel()).reshape(*rows.shape, width)
+        similarities = np.einsum("ncw,nw->nc", own, vectors)
         distances, indices = self._best(np.where(rows < 0, np.inf, -similarities), rows, k)
         return -distances, indices
 

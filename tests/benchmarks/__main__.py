@@ -28,6 +28,7 @@ NAMES = (
     "service",
     "cold_start",
     "inspections",
+    "references",
 )
 OUT = Path(__file__).parents[2] / "docs" / "benchmarks"
 
