@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import get_args
 
@@ -15,7 +16,7 @@ from audit.reference import index as module
 from audit.reference import upkeep
 from audit.reference.images import low_frequencies, pixel_vectors
 from audit.reference.index import FLAT_BYTES, Index, choose, count_lists, index_bytes, write_index
-from audit.reference.manifest import EmbedderInfo, IndexKind, Manifest, Options, publish, writing
+from audit.reference.manifest import EmbedderInfo, IndexKind, Manifest, Options, publish, read_manifest, writing
 from audit.reference.reference_set import ReferenceSet
 from audit.reference.segments import Segment, embedded, metadata_table, write_segment
 from tests.mutations import run
@@ -78,6 +79,22 @@ def test_an_index_finds_what_brute_force_finds(kept: Path) -> None:
     assert (np.diff(similarities, axis=1) <= 0).all()
     alone = np.concatenate([opened.search_vectors(query[None], 5)[1] for query in QUERIES])
     assert (alone == indices).mean() >= 0.99
+
+
+def test_few_that_are_left_are_all_found(kept: Path, tmp_path: Path) -> None:
+    """Where nearly everything was removed, lists near to a query hold too few: all that are left are compared."""
+    folder = tmp_path / "set"
+    shutil.copytree(kept, folder)
+    count = read_manifest(folder).count
+    left = [3, 700, 1500, count - 2]
+    opened = ReferenceSet.load(folder, models=False)
+    vectors = opened.stored(embedded(0), opened.live[left])
+    upkeep.remove(folder, np.delete(np.arange(count), left).tolist())
+    similarities, indices = ReferenceSet.load(folder, models=False).search_vectors(QUERIES, 9)
+    expected = QUERIES @ vectors.T
+    assert indices.shape == (len(QUERIES), 4)
+    np.testing.assert_array_equal(indices, (-expected).argsort(1))
+    np.testing.assert_allclose(similarities, -np.sort(-expected, 1), atol=1e-5)
 
 
 def test_removed_rows_are_never_found(kept: Path) -> None:
