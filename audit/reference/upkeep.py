@@ -47,6 +47,7 @@ NEAR = 16
 #: Rows that are searched at once.
 _QUERIES = 1024
 
+#: Called with what is being done, how much of it is done, and how much there is; None where nobody knows.
 Progress = Callable[[str, int, int | None], None]
 
 
@@ -57,7 +58,7 @@ def settle(folder: Path, manifest: Manifest, published: int, progress: Progress)
         folder: of the set.
         manifest: so far.
         published: rows that the set had before.
-        progress: called with what is done, how much, and how much there is.
+        progress: see `Progress`.
     """
     manifest = _joined(folder, manifest)
     manifest = _indexed(folder, manifest, progress)
@@ -341,7 +342,7 @@ def merge(folder: Path, others: Sequence[Path], progress: Progress = lambda stag
     Args:
         folder: of the set.
         others: folders of sets of the same embedders, with images of the same size or, as it, without.
-        progress: see `settle`.
+        progress: see `Progress`.
 
     Raises:
         NotFound, BrokenReference: one of them is not there, or damaged.
@@ -434,7 +435,7 @@ def compact(folder: Path, progress: Progress = lambda stage, done, total: None) 
 
     Args:
         folder: of the set.
-        progress: see `settle`.
+        progress: see `Progress`.
 
     Raises:
         NotFound: there is no set.
