@@ -151,8 +151,10 @@ def copy_threshold(finder: NeighborFinder) -> float | None:
     Images that are in the set twice stand for nothing.
 
     Returns:
-        The threshold; None where the set is too small to tell.
+        The threshold; None where the set is too small to tell, or keeps no images.
     """
+    if not finder.reference.has_images:
+        return None
     count = min(len(finder.reference), STAND_INS)
     chosen = np.random.default_rng(0).choice(len(finder.reference), count, replace=False)
     distances = finder.between_references([int(i) for i in np.sort(chosen)])

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from audit.errors import InvalidInput
 from audit.palette import COLOURS, INK
 from audit.v1 import report_pb2
-from service.reports import confidence
+from service.reports import compared, confidence
 
 WIDTH = 1120
 MARGIN = 24
@@ -135,7 +135,8 @@ def _header(report: report_pb2.Report) -> Image.Image:
         found = f"{copies.found} of {_count(len(report.samples), 'seed')} gave copies"
         if copies.found:
             found += f" of {_count(copies.distinct_references, 'image')}"
-        facts.append(f"{found}; at most {copies.rate_upper_bound:.0%} of all samples are")
+        most = f"{found}; at most {copies.rate_upper_bound:.0%} of all samples are"
+        facts.append(most if compared(report) else "it keeps no images: copies were not looked for")
     else:
         facts.append("against no reference set")
     body = max(26 * len(facts), 3 * 32)

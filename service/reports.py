@@ -25,6 +25,11 @@ def message_to_json(message: Message) -> str:
     return json.dumps(content, ensure_ascii=False)
 
 
+def compared(report: report_pb2.Report) -> bool:
+    """Whether samples were compared with the pixels of a reference set, which takes one that keeps its images."""
+    return any(sample.HasField("nearest_reference") for sample in report.samples)
+
+
 def without_images(report: report_pb2.Report) -> report_pb2.Report:
     """A copy of a report that leaves its pictures out."""
     copy = report_pb2.Report()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -33,6 +33,7 @@ from audit.reference.manifest import (
     publish,
     read_manifest,
     read_pending,
+    state_checksum,
     write_state,
     writing,
 )
@@ -47,14 +48,12 @@ from audit.reference.segments import (
     write_segment,
 )
 from audit.reference.sources import Item, Source, open_source
-from audit.reference.upkeep import SEGMENT_BYTES, SEGMENT_ROWS, settle
+from audit.reference.upkeep import SEGMENT_BYTES, SEGMENT_ROWS, Progress, settle
 
 #: A segment is committed after so long, whatever its size: what a kill costs at most.
 SEGMENT_SECONDS = 60.0
 #: Threads that decode images, and how many of those may wait to be embedded.
 DECODERS, WAITING = 4, 32
-#: Called with what is being done, how much of it is done, and how much there is; None where nobody knows.
-Progress = Callable[[str, int, int | None], None]
 
 
 def build(
@@ -80,7 +79,7 @@ def build(
             made them.
         options: how images are taken in.
         restart: whether unfinished work in the folder is dropped.
-        progress: see `Progress`.
+        progress: see `audit.reference.upkeep.Progress`.
 
     Raises:
         NotFound: there is no source, or no weights of an embedder.
@@ -131,7 +130,7 @@ def add(
         folder: of the set.
         source: what `audit.reference.sources` reads.
         restart: whether unfinished work in the folder is dropped.
-        progress: see `Progress`.
+        progress: see `audit.reference.upkeep.Progress`.
 
     Raises:
         NotFound: there is no set or no source.
@@ -179,7 +178,7 @@ def _check(source: Source, models: Sequence[Embedder], options: Options) -> None
 def _resumed(folder: Path, fresh: Manifest, origin: str, restart: bool) -> Pending:
     pending = None if restart else read_pending(folder)
     if pending is None:
-        return Pending(manifest=fresh, origin=origin)
+        return Pending(manifest=fresh, base=state_checksum(folder), origin=origin)
     if pending.origin != origin:
         raise InvalidInput(
             f"{folder} holds unfinished work with another source or other options; finish it, or start afresh",
@@ -233,7 +232,7 @@ class _Intake:
         self.start = manifest.rows
         self.side = manifest.side
         # Without images to keep, models are shown the middle square of each, as they were trained.
-        self.shown = self.side if self.options.images else _square(models)
+        self.shown = self.options.side if self.options.images else _square(models)
         self.known = KnownContents()
         if self.options.deduplicate and manifest.segments:
             present = ReferenceSet.open(folder, manifest, [])

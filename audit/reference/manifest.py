@@ -190,12 +190,14 @@ class Pending(_Part):
 
     Attributes:
         manifest: so far.
+        base: checksum of the set's own manifest; once that is another one, this is done or in vain.
         origin: of the source, and of what was asked for.
         part: of the source that is to be read next.
         item: within it.
     """
 
     manifest: Manifest
+    base: str
     origin: str
     part: _Count = 0
     item: _Count = 0
@@ -238,6 +240,13 @@ def broken(folder: Path, why: object) -> BrokenReference:
     return BrokenReference(
         f"the reference set {folder.name} cannot be read: {why}", reason="REFERENCE_DAMAGED", field="reference"
     )
+
+
+def state_checksum(folder: Path) -> str:
+    """Of the manifest of a set; "" where there is none yet."""
+    if not (folder / MANIFEST).is_file():
+        return ""
+    return _checksum(read_manifest(folder).model_dump(mode="json"))
 
 
 def _checksum(content: Mapping[str, object]) -> str:
@@ -302,8 +311,11 @@ def _sync(path: Path) -> None:
 def sweep(folder: Path) -> None:
     """Remove files that neither the set nor unfinished work names."""
     states = [read_manifest(folder)] if (folder / MANIFEST).is_file() else []
-    if pending := read_pending(folder):
+    pending = read_pending(folder)
+    if pending is not None and pending.base == state_checksum(folder):
         states.append(pending.manifest)
+    else:
+        (folder / PENDING).unlink(missing_ok=True)
     kept = {Path(path).parts[1] for state in states for path, _ in state.files()}
     for kind in (SEGMENTS, INDEXES, REMOVED):
         for path in (folder / kind).glob("*"):

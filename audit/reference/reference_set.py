@@ -53,7 +53,7 @@ from audit.reference.segments import (
 EMBEDDED_ROWS = 256
 #: Bytes of images up to which a set that is saved from memory is compressed, and read into memory again.
 COMPRESSED_BYTES = 256 * 2**20
-#: Rows that are compared at once where an index cannot name enough of them.
+#: Rows that are read at once where all are compared.
 _BLOCK = 65_536
 
 
@@ -235,8 +235,12 @@ class ReferenceSet:
         """Write a set that lives in memory to a folder; whole or not at all. Another set is replaced.
 
         Raises:
-            InvalidInput: something else is already there.
+            InvalidInput: something else is already there, or this set is on disk itself.
         """
+        if self.folder is not None:
+            raise InvalidInput(
+                f"the reference set {self.name} is on disk already", reason="REFERENCE_ON_DISK", field="out"
+            )
         with writing(folder):
             infos = [
                 write_segment(folder, segment, compress=_image_bytes(segment) <= COMPRESSED_BYTES)
@@ -268,10 +272,13 @@ class ReferenceSet:
     def entries(self, indices: Sequence[int]) -> list[Entry]:
         """What is known of some images."""
         found = []
+        rows, counts = self._copies
         for row in self._rows(np.asarray(indices, np.int64)).tolist():
             segment, own = self._place(row)
             (values,) = self.segments[segment].describe([own], ["key", "caption", "url"])
-            found.append(Entry(**values, copies=1 + self._copies.get(row, 0)))
+            place = int(np.searchsorted(rows, row))
+            copies = int(counts[place]) if place < len(rows) and rows[place] == row else 0
+            found.append(Entry(**values, copies=1 + copies))
         return found
 
     def picture(self, index: int) -> NDArray[np.uint8] | None:
@@ -286,18 +293,14 @@ class ReferenceSet:
         return decoded[..., None] if decoded.ndim == 2 else decoded
 
     @cached_property
-    def _copies(self) -> dict[int, int]:
-        """By row, how many others became one with it."""
-        found: dict[int, int] = {}
+    def _copies(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows that others became one with, in order, and how many."""
+        gone, targets = removed_rows(self.folder, self.manifest), []
         for segment, start in zip(self.segments, self._starts.tolist(), strict=False):
-            for other in segment.others(["same_as"])["same_as"].drop_null().to_pylist():
-                found[start + other] = found.get(start + other, 0) + 1
-        gone = removed_rows(self.folder, self.manifest)
-        # The latest first: what became one with a row that later became one with another counts there.
-        for row, other in reversed(list(zip(gone["row"].to_pylist(), gone["same_as"].to_pylist(), strict=True))):
-            if other is not None:
-                found[other] = found.get(other, 0) + 1 + found.pop(row, 0)
-        return found
+            targets.append(start + segment.others(["same_as"])["same_as"].drop_null().to_numpy())
+        targets.append(gone["same_as"].drop_null().to_numpy())
+        rows = kept_rows(np.concatenate(targets), gone)
+        return np.unique(rows[rows >= 0], return_counts=True)
 
     def pixels(self, indices: Sequence[int]) -> NDArray[np.uint8]:
         """Images by index, uint8 (n, height, width, channels).
@@ -338,10 +341,8 @@ class ReferenceSet:
         if PIXELS not in self._indexes:
             return nearest_rows(self._all_pixels, self.vectors(images).numpy(), k)
         assert self.manifest.side is not None
-        index, queries = self._indexes[PIXELS], self.vectors(images).numpy()
-        rows = index.search(low_frequencies(images, self.manifest.side).numpy(), max(4 * k, CANDIDATES[index.kind]))
-        if (rows[:, :k] < 0).any():
-            raise broken(self.folder or Path(self.name), "its index finds too few images; compact it")
+        queries = self.vectors(images).numpy()
+        rows = self._candidates(PIXELS, low_frequencies(images, self.manifest.side).numpy(), k)
         # Samples of one prompt have candidates in common, which are read once.
         distinct, places = np.unique(rows, return_inverse=True)
         own = self.vectors(self.reference_images(self._indices(np.maximum(distinct, 0)).tolist())).numpy()
@@ -382,13 +383,24 @@ class ReferenceSet:
         if embedded(which) not in self._indexes:
             similarities, indices = self._all_embedded(which).search(np.ascontiguousarray(vectors), k)
             return similarities, indices
-        index = self._indexes[embedded(which)]
-        rows = index.search(vectors, max(2 * k, CANDIDATES[index.kind]))
-        similarities = np.empty(rows.shape, np.float32)
-        for query, own, found in zip(vectors, rows, similarities, strict=True):
-            found[:] = self.stored(embedded(which), np.maximum(own, 0)) @ query
+        rows = self._candidates(embedded(which), vectors, k)
+        own = self.stored(embedded(which), np.maximum(rows, 0).ravel()).reshape(*rows.shape, width)
+        similarities = np.einsum("ncw,nw->nc", own, vectors)
         distances, indices = self._best(np.where(rows < 0, np.inf, -similarities), rows, k)
         return -distances, indices
+
+    def _candidates(self, name: str, queries: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+        """Rows among which the k nearest are, (n, more than k); -1 where there are no more."""
+        index = self._indexes[name]
+        rows = index.search(queries, max(2 * k, CANDIDATES[index.kind]))
+        # The lists near to a query may hold too few, e.g. where nearly all of them were removed.
+        for query in np.flatnonzero((rows[:, :k] < 0).any(1)):
+            live, parts = self.live, []
+            for part in in_chunks(len(live), _BLOCK):
+                parts.append(np.square(self.stored(name, live[part]) - queries[query]).sum(1))
+            nearest = live[np.concatenate(parts).argsort(kind="stable")[: rows.shape[1]]]
+            rows[query] = np.pad(nearest, (0, rows.shape[1] - len(nearest)), constant_values=-1)
+        return rows
 
     def stored(self, name: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Vectors as they are stored, by the name of their file and by row, removed ones too: (n, width)."""
@@ -465,6 +477,24 @@ def removed_rows(folder: Path | None, manifest: Manifest) -> pa.Table:
     if folder is None or manifest.removed is None:
         return pa.schema([("row", pa.int64()), ("same_as", pa.int64()), ("similarity", pa.float32())]).empty_table()
     return pq.read_table(folder / REMOVED / manifest.removed[0] / ROWS, partitioning=None)
+
+
+def kept_rows(rows: NDArray[np.int64], gone: pa.Table) -> NDArray[np.int64]:
+    """The rows that count in the place of others; -1 where none does.
+
+    Args:
+        rows: any.
+        gone: from `removed_rows`.
+    """
+    removed, same = gone["row"].to_numpy(), gone["same_as"].fill_null(-1).to_numpy()
+    found = rows.copy()
+    while len(removed):
+        place = np.minimum(np.searchsorted(removed, found), len(removed) - 1)
+        hit = removed[place] == found
+        if not hit.any():
+            break
+        found[hit] = same[place[hit]]
+    return found
 
 
 def relative_model(model: str, folder: Path) -> str:

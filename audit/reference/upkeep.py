@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
@@ -34,7 +35,7 @@ from audit.reference.manifest import (
     seal,
     writing,
 )
-from audit.reference.reference_set import ReferenceSet, removed_rows, set_digest
+from audit.reference.reference_set import ReferenceSet, kept_rows, removed_rows, set_digest
 from audit.reference.segments import LEFT_OUT, PIXELS, Segment, embedded, write_joined
 
 #: Rows and bytes of images of a segment at most.
@@ -46,6 +47,7 @@ NEAR = 16
 #: Rows that are searched at once.
 _QUERIES = 1024
 
+#: Called with what is being done, how much of it is done, and how much there is; None where nobody knows.
 Progress = Callable[[str, int, int | None], None]
 
 
@@ -56,7 +58,7 @@ def settle(folder: Path, manifest: Manifest, published: int, progress: Progress)
         folder: of the set.
         manifest: so far.
         published: rows that the set had before.
-        progress: called with what is done, how much, and how much there is.
+        progress: see `Progress`.
     """
     manifest = _joined(folder, manifest)
     manifest = _indexed(folder, manifest, progress)
@@ -287,19 +289,20 @@ def find(reference: ReferenceSet, *, keys: Sequence[str] = (), urls: Sequence[st
     Raises:
         NotFound: one of them is nobody's.
     """
-    rows, missing, start = set[int](), {"key": set(keys), "url": set(urls)}, 0
+    rows, start = list[NDArray[np.int64]](), 0
+    missing = {"key": set(keys), "url": set(urls)}
     for segment in reference.segments:
-        for table in (segment.table(["key", "url"]), segment.others(["key", "url", "same_as"])):
-            same = table["same_as"].to_pylist() if "same_as" in table.column_names else range(table.num_rows)
-            for column, wanted in (("key", set(keys)), ("url", set(urls))):
-                for value, row in zip(table[column].to_pylist() if wanted else (), same, strict=False):
-                    if value in wanted and row is not None:
-                        rows.add(start + row)
-                        missing[column].discard(value)
+        kept, others = segment.table(["key", "url"]), segment.others(["key", "url", "same_as"])
+        others = others.filter(pc.is_valid(others["same_as"]))
+        for table, own in ((kept, np.arange(len(segment))), (others, others["same_as"].to_numpy())):
+            for column, wanted in (("key", keys), ("url", urls)):
+                hit = pc.is_in(table[column], pa.array(wanted, pa.string()))
+                rows.append(start + own[hit.to_numpy()])
+                missing[column] -= set(table[column].filter(hit).to_pylist())
         start += len(segment)
     if lost := sorted(missing["key"] | missing["url"]):
         raise NotFound(f"no image of {lost[0]!r} in the reference set", reason="IMAGE_NOT_FOUND", field="key")
-    return np.flatnonzero(np.isin(reference.live, sorted(rows))).tolist()
+    return np.flatnonzero(np.isin(reference.live, np.concatenate(rows))).tolist()
 
 
 def remove(folder: Path, indices: Sequence[int]) -> Manifest:
@@ -339,7 +342,7 @@ def merge(folder: Path, others: Sequence[Path], progress: Progress = lambda stag
     Args:
         folder: of the set.
         others: folders of sets of the same embedders, with images of the same size or, as it, without.
-        progress: see `settle`.
+        progress: see `Progress`.
 
     Raises:
         NotFound, BrokenReference: one of them is not there, or damaged.
@@ -432,7 +435,7 @@ def compact(folder: Path, progress: Progress = lambda stage, done, total: None) 
 
     Args:
         folder: of the set.
-        progress: see `settle`.
+        progress: see `Progress`.
 
     Raises:
         NotFound: there is no set.
@@ -443,15 +446,10 @@ def compact(folder: Path, progress: Progress = lambda stage, done, total: None) 
         manifest = _settled(folder)
         opened = ReferenceSet.open(folder, manifest.model_copy(update={"indexes": []}), [])
         gone = removed_rows(folder, manifest)
-        same = dict(zip(gone["row"].to_pylist(), gone["same_as"].to_pylist(), strict=True))
 
         def moved(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-            found = np.empty(len(rows), np.int64)
-            for place, row in enumerate(rows.tolist()):
-                while row is not None and row in same:
-                    row = same[row]
-                found[place] = -1 if row is None else row - np.searchsorted(opened.removed, row)
-            return found
+            found = kept_rows(rows, gone)
+            return np.where(found < 0, -1, found - np.searchsorted(opened.removed, found))
 
         chosen, more, start = list[NDArray[np.int64]](), list[dict[str, object]](), 0
         for segment in opened.segments:
@@ -460,7 +458,7 @@ def compact(folder: Path, progress: Progress = lambda stage, done, total: None) 
             start += len(segment)
         extra = pa.Table.from_pylist(more, schema=LEFT_OUT) if more else None
         segments = _rewrite(folder, opened, manifest, chosen, moved, extra)
-        update = {"segments": segments, "removed": None, "indexes": [] if same else manifest.indexes}
+        update = {"segments": segments, "removed": None, "indexes": [] if gone.num_rows else manifest.indexes}
         manifest = _identified(folder, _indexed(folder, manifest.model_copy(update=update), progress))
         publish(folder, manifest)
         return manifest
@@ -470,11 +468,15 @@ def _near_entries(
     segment: Segment, start: int, gone: pa.Table, moved: Callable[[NDArray[np.int64]], NDArray[np.int64]]
 ) -> list[dict[str, object]]:
     """Removed rows of a segment that became one with another, as what is left out."""
+    rows = gone["row"].to_numpy()
+    first, last = np.searchsorted(rows, [start, start + len(segment)])
+    entries = gone.slice(first, last - first).to_pylist()
+    known = segment.describe([entry["row"] - start for entry in entries], ["key", "caption", "url"])
     found = list[dict[str, object]]()
-    for row, same, similarity in zip(*(gone[name].to_pylist() for name in gone.column_names), strict=True):
-        if same is not None and start <= row < start + len(segment):
-            (target,) = moved(np.asarray([same], np.int64)).tolist()
-            (known,) = segment.describe([row - start], ["key", "caption", "url"])
+    for entry, own in zip(entries, known, strict=True):
+        if entry["same_as"] is not None:
+            (target,) = moved(np.asarray([entry["same_as"]], np.int64)).tolist()
             if target >= 0:
-                found.append({**known, "why": "near duplicate", "same_as": target, "similarity": similarity})
+                values = {"why": "near duplicate", "same_as": target, "similarity": entry["similarity"]}
+                found.append({**own, **values})
     return found

@@ -20,9 +20,9 @@ from service.cli.console import results
 from service.cli.options import finite, parse_size
 
 if TYPE_CHECKING:
-    from audit.reference.build import Progress
     from audit.reference.manifest import Manifest
     from audit.reference.reference_set import ReferenceSet
+    from audit.reference.upkeep import Progress
 
 app = typer.Typer(no_args_is_help=True, help="Make the reference sets that samples are compared with.")
 

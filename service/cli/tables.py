@@ -12,7 +12,7 @@ from rich.text import Text
 
 from audit.v1 import audit_pb2, report_pb2
 from service.cli.console import MARKS
-from service.reports import confidence
+from service.reports import compared, confidence
 
 #: Reasons are printed below the table for so many prompts at most.
 MAX_EXPLAINED = 5
@@ -44,13 +44,12 @@ def print_reports(
         table.add_column(name, justify="right")
     for row, report in enumerate(reports):
         fractions = [_interval(getattr(report.fractions, name)) for name in MARKS]
-        searched = bool(report.subject.reference)
         table.add_row(
             Text(report.prompt),
             *truths[row : row + 1],
             _verdict(report),
             *fractions,
-            f"{report.copies.found}/{len(report.samples)}" if searched else "–",
+            f"{report.copies.found}/{len(report.samples)}" if compared(report) else "–",
             f"{report.cost.evaluations:,}",
             f"{report.cost.compute_seconds:.1f}",
         )

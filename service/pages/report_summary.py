@@ -15,6 +15,7 @@ from service.gate import gate_values
 from service.pages.facts import Facts, describe_batch
 from service.pages.text import code_span, count, percent, shorten
 from service.repeats import Repeats
+from service.reports import compared
 from service.results import OPEN, Concluded, OpenedRun
 
 FORMAT = 1
@@ -61,7 +62,7 @@ class Line:
         own = (entry.checkpoint, entry.position, entry.prompt or REMOVED, OPEN if is_open else str(item.outcome))
         if last is None:
             return cls(*own)
-        searched = bool(last.subject.reference_digest)
+        searched = compared(last)
         return cls(
             *own,
             memorized=last.probabilities.memorized,

@@ -131,7 +131,7 @@ def test_without_a_reference_set_what_seeds_return_to_recurs(checkpoint: Checkpo
     assert whole.probabilities == (0, 1, 0)
     assert whole.verdict == "spurious"
     assert nothing.neighbors is None
-    assert any("No reference set" in reason for reason in nothing.reasons)
+    assert any("No images of a reference set" in reason for reason in nothing.reasons)
     assert any("partial" in reason for reason in part.reasons)
 
 

@@ -30,6 +30,7 @@ NAMES = (
     "cold_start",
     "inspections",
     "load",
+    "references",
 )
 OUT = Path(__file__).parents[2] / "docs" / "benchmarks"
 

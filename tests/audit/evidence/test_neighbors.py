@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from audit import demo
+from audit.auditor import Auditor
+from audit.budget import Budget
+from audit.calibrate import copy_threshold
 from audit.evidence import neighbors as module
 from audit.evidence.neighbors import NeighborFinder, Neighbors
 from audit.model.checkpoint import Checkpoint
+from audit.reference.build import build
+from audit.reference.manifest import Options
 from audit.reference.reference_set import ReferenceSet
+from service.wire import report_to_proto
 
 
 @pytest.fixture(scope="module")
@@ -180,3 +188,40 @@ def test_groups_of_neighbours_are_put_together_and_cut(clip: bool) -> None:
                 assert getattr(found, name) is None
             else:
                 np.testing.assert_array_equal(getattr(found, name), value)
+
+
+def test_a_set_without_images_is_searched_by_embedding(
+    tmp_path: Path, checkpoint: Checkpoint, reference: ReferenceSet
+) -> None:
+    """No pixel distance is made up: nothing counts as compared, and the nearest by embedding is there all the same."""
+    np.save(tmp_path / "a.npy", np.unique(np.asarray(reference.images), axis=0)[:50, ..., 0])
+    options = Options(images=False)
+    bare = build(tmp_path / "a.npy", tmp_path / "set", embedders=[f"local-dir:{demo.CLIP}"], options=options)
+    images = torch.from_numpy(np.load(tmp_path / "a.npy")[[7, 8]]).float()[:, None] / 127.5 - 1
+    finder = NeighborFinder(bare, checkpoint)
+    for found in (finder.find(images), finder.find_existing(images, images)):
+        assert not found.compared
+        assert np.isinf(found.distance).all()
+        assert found.clip_index is not None
+        assert found.clip_index.tolist() == [7, 8]
+    assert copy_threshold(finder) is None
+
+
+def test_an_audit_against_a_set_without_images_says_so(
+    tmp_path: Path, checkpoint: Checkpoint, reference: ReferenceSet
+) -> None:
+    """Copies are not told, the bound of their rate stays at one, and the reasons name the most similar image."""
+    np.save(tmp_path / "a.npy", np.asarray(reference.images)[:50, ..., 0])
+    options = Options(images=False, thumbnails=16)
+    bare = build(tmp_path / "a.npy", tmp_path / "set", embedders=[f"local-dir:{demo.CLIP}"], options=options)
+    budget = Budget(seeds=4, minimum_seeds=4)
+    report = Auditor(checkpoint, bare, demo.calibration()).audit(demo.prompts()[0], budget=budget, include_images=True)
+    assert (report.decision.copies, report.decision.copy_rate_bound) == (0, 1.0)
+    assert report.decision.reasons[0].startswith("The reference set keeps no images")
+    assert report.decision.reasons[1].startswith("By embedding, the most similar image")
+    assert report.reference is not None
+    assert report.reference.captions.keys() == report.reference.images.keys()
+    assert {image.shape for image in report.reference.images.values()} == {(16, 16, 1)}
+    message = report_to_proto(report)
+    assert not message.samples[0].HasField("nearest_reference")
+    assert message.samples[0].HasField("nearest_clip")
