@@ -44,7 +44,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     whole = (made["damaged"] / "vae" / weights).read_bytes()
     (made["damaged"] / "vae" / weights).write_bytes(whole[: len(whole) // 2])
     shutil.rmtree(made["incomplete"] / "text_encoder")
-    (made["foreign"] / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    (made["foreign"] / "model_index.json").write_text(json.dumps({"_class_name": "KolorsPipeline"}))
     (made["no-json"] / "model_index.json").write_text("{")
     return {**made, "missing": root / "missing"}
 
