@@ -82,7 +82,7 @@ def absolute_energy(denoiser: Denoiser, points: Tensor, t: int, condition: Condi
     """E = −log p_t, in nats, by the probability flow from timestep t to the last one.
 
     Args:
-        denoiser: ε̂; at its last timestep p must be close to the Gaussian of standard deviation σ.
+        denoiser: ε̂; at its last timestep with a signal p must be close to the Gaussian of standard deviation σ.
         points: x_t, (n, *latent shape).
         t: timestep.
         condition: of the prompt, one row.
@@ -92,9 +92,11 @@ def absolute_energy(denoiser: Denoiser, points: Tensor, t: int, condition: Condi
         float64, (n,), on the CPU.
     """
     schedule, d = denoiser.schedule, points[0].numel()
-    ratio = (schedule.sigmas / schedule.alphas).log()
-    levels = torch.linspace(float(ratio[t]), float(ratio[-1]), steps + 1, dtype=torch.float64)
-    times = torch.as_tensor(np.interp(levels.numpy(), ratio.numpy(), np.arange(len(schedule))))
+    # Not where there is no noise, or no signal: at the ends of a flow.
+    usable = ((schedule.alphas > 0) & (schedule.sigmas > 0)).nonzero().flatten()
+    ratio = (schedule.sigmas / schedule.alphas).log()[usable]
+    levels = torch.linspace(float(np.interp(t, usable, ratio)), float(ratio[-1]), steps + 1, dtype=torch.float64)
+    times = torch.as_tensor(np.interp(levels.numpy(), ratio.numpy(), usable.numpy().astype(np.float64)))
     alphas, sigmas = (table.double() for table in schedule.at(times, torch.zeros(steps + 1, 1, dtype=torch.float64)))
     noise_to_signal = (sigmas / alphas).flatten()
 

@@ -66,19 +66,10 @@ def adapt(pipeline: DiTPipeline) -> Model:
         return {"label": torch.tensor(labels, device=transformer.device)}
 
     return Model(
-        family=type(pipeline).__name__,
+        **parts.common(pipeline, transformer, coder),
         denoiser=TransformerDenoiser(transformer, schedule, prediction_type),
-        scheduler_config=parts.scheduler_config(scheduler),
         defaults=SamplerSettings(steps=STEPS, guidance=GUIDANCE, height=side, width=side),
-        size_factor=coder.factor,
-        latent_channels=coder.latent_channels,
-        image_channels=coder.image_channels,
-        device=transformer.device,
-        dtype=transformer.dtype,
         encode_prompts=encode_prompts,
-        decode=coder.decode,
-        encode=coder.encode,
-        parameters=parts.parameters(transformer, pipeline.vae),
         prompts="label",
         patch=transformer.config.patch_size,
         fixed_size=True,

@@ -97,9 +97,8 @@ def adapt(pipeline: FluxPipeline) -> Model:
         }
 
     return Model(
-        family=type(pipeline).__name__,
+        **parts.common(pipeline, transformer, coder),
         denoiser=TransformerDenoiser(transformer, schedule),
-        scheduler_config=parts.scheduler_config(scheduler),
         defaults=SamplerSettings(
             steps=STEPS if told else parts.FEW_STEPS,
             guidance=GUIDANCE if told else 1.0,
@@ -107,15 +106,7 @@ def adapt(pipeline: FluxPipeline) -> Model:
             width=side,
             embedded=True,
         ),
-        size_factor=coder.factor,
-        latent_channels=coder.latent_channels,
-        image_channels=coder.image_channels,
-        device=transformer.device,
-        dtype=transformer.dtype,
         encode_prompts=encode_prompts,
-        decode=coder.decode,
-        encode=coder.encode,
-        parameters=parts.parameters(transformer, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2),
         guidance="embedded" if told else "none",
         patch=PATCH,
         distilled=not told,

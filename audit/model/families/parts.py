@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, LCMScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from audit.errors import BrokenCheckpoint, InvalidInput
 from audit.model.denoiser import PredictionType, Schedule
@@ -73,16 +73,6 @@ def few_steps(scheduler: Any) -> bool:
     config = scheduler.config
     trailing = config.get("timestep_spacing") == "trailing" and config.get("prediction_type", "epsilon") == "epsilon"
     return isinstance(scheduler, LCMScheduler) or trailing
-
-
-def scheduler_config(scheduler: Any) -> dict[str, Any]:
-    """As scheduler_config.json has it."""
-    return {"_class_name": scheduler.__class__.__name__, **dict(scheduler.config)}
-
-
-def parameters(*networks: Any) -> int:
-    """Number of weights, over all networks; None has none."""
-    return sum(weight.numel() for network in networks if network is not None for weight in network.parameters())
 
 
 def sides(size: Any) -> tuple[int, int]:
@@ -166,6 +156,29 @@ def coder(vae: Any, dtype: torch.dtype) -> Coder:
         latent_channels=config.latent_channels,
         image_channels=config.out_channels,
     )
+
+
+def common(pipeline: Any, network: Any, coder: Coder) -> dict[str, Any]:
+    """What every family says of a `Model` alike.
+
+    Args:
+        pipeline: of diffusers.
+        network: the one that denoises.
+        coder: its autoencoder.
+    """
+    networks = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    return {
+        "family": type(pipeline).__name__,
+        "scheduler_config": {"_class_name": type(pipeline.scheduler).__name__, **dict(pipeline.scheduler.config)},
+        "size_factor": coder.factor,
+        "latent_channels": coder.latent_channels,
+        "image_channels": coder.image_channels,
+        "device": network.device,
+        "dtype": network.dtype,
+        "decode": coder.decode,
+        "encode": coder.encode,
+        "parameters": sum(weight.numel() for part in networks for weight in part.parameters()),
+    }
 
 
 def _per_channel(values: Sequence[float] | None, device: torch.device) -> Tensor | None:

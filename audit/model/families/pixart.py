@@ -105,21 +105,12 @@ def adapt(pipeline: Any) -> Model:
         return {"text": text, "mask": mask}
 
     return Model(
-        family=type(pipeline).__name__,
+        **parts.common(pipeline, transformer, coder),
         denoiser=TransformerDenoiser(transformer, schedule, prediction_type, coder.factor if told else None),
-        scheduler_config=parts.scheduler_config(scheduler),
         defaults=SamplerSettings(
             steps=parts.FEW_STEPS if few else STEPS, guidance=1.0 if few else GUIDANCE, height=side, width=side
         ),
-        size_factor=coder.factor,
-        latent_channels=coder.latent_channels,
-        image_channels=coder.image_channels,
-        device=transformer.device,
-        dtype=transformer.dtype,
         encode_prompts=encode_prompts,
-        decode=coder.decode,
-        encode=coder.encode,
-        parameters=parts.parameters(transformer, pipeline.vae, pipeline.text_encoder),
         patch=transformer.config.patch_size,
         distilled=few,
     )

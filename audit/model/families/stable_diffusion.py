@@ -46,9 +46,8 @@ def adapt(pipeline: Any) -> Model:
         return {"text": text, **({"guidance": torch.full((len(text),), guidance, device=text.device)} if told else {})}
 
     return Model(
-        family=type(pipeline).__name__,
+        **parts.common(pipeline, unet, coder),
         denoiser=UNetDenoiser(unet, schedule, prediction_type, told),
-        scheduler_config=parts.scheduler_config(scheduler),
         defaults=SamplerSettings(
             steps=parts.FEW_STEPS if few else STEPS,
             guidance=guidance,
@@ -56,15 +55,7 @@ def adapt(pipeline: Any) -> Model:
             width=width * coder.factor,
             embedded=bool(told),
         ),
-        size_factor=coder.factor,
-        latent_channels=coder.latent_channels,
-        image_channels=coder.image_channels,
-        device=unet.device,
-        dtype=unet.dtype,
         encode_prompts=encode_prompts,
-        decode=coder.decode,
-        encode=coder.encode,
-        parameters=parts.parameters(unet, pipeline.vae, pipeline.text_encoder),
         guidance="embedded" if told else "free",
         distilled=few,
     )

@@ -80,21 +80,10 @@ def adapt(pipeline: StableDiffusion3Pipeline) -> Model:
 
     side = transformer.config.sample_size * coder.factor
     return Model(
-        family=type(pipeline).__name__,
+        **parts.common(pipeline, transformer, coder),
         denoiser=TransformerDenoiser(transformer, schedule),
-        scheduler_config=parts.scheduler_config(scheduler),
         defaults=SamplerSettings(steps=STEPS, guidance=GUIDANCE, height=side, width=side),
-        size_factor=coder.factor,
-        latent_channels=coder.latent_channels,
-        image_channels=coder.image_channels,
-        device=transformer.device,
-        dtype=transformer.dtype,
         encode_prompts=encode_prompts,
-        decode=coder.decode,
-        encode=coder.encode,
-        parameters=parts.parameters(
-            transformer, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3
-        ),
         patch=patch,
         timesteps=timesteps,
     )

@@ -60,14 +60,13 @@ def adapt(pipeline: StableDiffusionXLPipeline) -> Model:
         }
 
     return Model(
-        family=type(pipeline).__name__,
+        **parts.common(pipeline, unet, coder),
         denoiser=UNetDenoiser(
             unet,
             schedule,
             prediction_type,
             {**told, "text_embeds": lambda x, condition: condition["pooled"], "time_ids": time_ids},
         ),
-        scheduler_config=parts.scheduler_config(scheduler),
         defaults=SamplerSettings(
             steps=parts.FEW_STEPS if few else STEPS,
             guidance=guidance,
@@ -75,15 +74,7 @@ def adapt(pipeline: StableDiffusionXLPipeline) -> Model:
             width=width * coder.factor,
             embedded=bool(told),
         ),
-        size_factor=coder.factor,
-        latent_channels=coder.latent_channels,
-        image_channels=coder.image_channels,
-        device=unet.device,
-        dtype=unet.dtype,
         encode_prompts=encode_prompts,
-        decode=coder.decode,
-        encode=coder.encode,
-        parameters=parts.parameters(unet, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2),
         guidance="embedded" if told else "free",
         distilled=few,
     )

@@ -62,24 +62,15 @@ def adapt(pipeline: Any) -> Model:
         return {"nothing": torch.zeros(len(prompts), 0, device=unet.device)}
 
     return Model(
-        family=type(pipeline).__name__,
+        **parts.common(pipeline, unet, coder),
         denoiser=UNetDenoiser(unet, schedule, prediction_type),
-        scheduler_config=parts.scheduler_config(scheduler),
         defaults=SamplerSettings(
             steps=min(STEPS[type(pipeline).__name__], len(schedule)),
             guidance=1.0,
             height=height * coder.factor,
             width=width * coder.factor,
         ),
-        size_factor=coder.factor,
-        latent_channels=coder.latent_channels,
-        image_channels=coder.image_channels,
-        device=unet.device,
-        dtype=unet.dtype,
         encode_prompts=encode_prompts,
-        decode=coder.decode,
-        encode=coder.encode,
-        parameters=parts.parameters(unet, vqvae),
         guidance="none",
         prompts="none",
         fixed_size=True,
