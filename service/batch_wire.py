@@ -290,5 +290,6 @@ def _spec(content: Mapping[str, Any]) -> batch_pb2.BatchSpec:
         false_discovery_rate=settings.false_discoveries,
     )
     if len(samplers) == 1:
-        spec.sampler.CopyFrom(audit_pb2.SamplerOptions(**vars(samplers.pop())))
+        shared, options = samplers.pop(), audit_pb2.SamplerOptions.DESCRIPTOR.fields
+        spec.sampler.CopyFrom(audit_pb2.SamplerOptions(**{one.name: getattr(shared, one.name) for one in options}))
     return spec

@@ -82,6 +82,8 @@ class Subject:
     def key(self, prompt: str) -> str:
         """SHA-256, in hexadecimal, of everything that decides an audit: the same key, the same answer."""
         content = {"algorithm": ALGORITHM, "estimators": shipped().digest, "prompt": prompt, **asdict(self)}
+        for name in self.sampler.unsaid:
+            del content["sampler"][name]
         text = json.dumps(content, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 

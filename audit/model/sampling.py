@@ -88,6 +88,12 @@ class SamplerSettings:
             raise InvalidInput(f"eta must be in [0, 1], not {self.eta}", reason="ETA_OUT_OF_RANGE", field="sampler.eta")
 
     @property
+    def unsaid(self) -> set[str]:
+        """Names of later settings that are as everything was before there were any: no key or digest names them."""
+        later = {"true_guidance": 1.0, "embedded": False}
+        return {name for name, value in later.items() if getattr(self, name) == value}
+
+    @property
     def weight(self) -> float:
         """Of the classifier-free guidance that is done."""
         return self.true_guidance if self.embedded else self.guidance

@@ -67,7 +67,8 @@ class Calibration(BaseModel):
     @property
     def digest(self) -> str:
         """SHA-256, as "sha256:…", of the content."""
-        return f"sha256:{hashlib.sha256(self.model_dump_json().encode()).hexdigest()}"
+        unsaid = set() if self.sampler is None else self.sampler.unsaid
+        return f"sha256:{hashlib.sha256(self.model_dump_json(exclude={'sampler': unsaid}).encode()).hexdigest()}"
 
     def thresholds(self, dimension: int) -> tuple[float, float]:
         """(δ_m, δ_s) for pixel vectors of a dimension."""

@@ -62,6 +62,8 @@ def test_settings_reach_the_report(basin: Basin, prompt: str) -> None:
         "height": 32,
         "width": 32,
         "eta": 0.5,
+        "true_guidance": 1.0,
+        "embedded": False,
     }
     assert [sample["seed"] for sample in report["samples"]] == ["7", "8"]
     assert report["subject"]["definition_samples"] == 100

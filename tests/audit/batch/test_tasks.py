@@ -43,6 +43,8 @@ OTHERS: dict[str, Any] = {
     "sampler.height": 64,
     "sampler.width": 64,
     "sampler.eta": 0.5,
+    "sampler.true_guidance": 2.0,
+    "sampler.embedded": True,
     "budget.seeds": 17,
     "budget.minimum_seeds": 9,
     "budget.first_seed": 1,
