@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,6 @@ from transformers import PreTrainedModel
 from audit.model.files import PICKLES, broken, read_json, shown
 from audit.model.headers import read_headers
 from audit.model.vetting import vet_network
-
-#: The package that computes with weights of each kind of quantization.
-QUANTIZERS = {"bitsandbytes": "bitsandbytes"}
 
 
 def is_network(kind: type[Any]) -> bool:
@@ -68,11 +65,10 @@ def vet_weights(kind: type[Any], folder: Path, variant: str = "") -> None:
         variant: of the weight files.
 
     Raises:
-        BrokenCheckpoint: there are no weights, the configuration describes a larger network, or they are quantized in
-            a way that is not supported here.
+        BrokenCheckpoint: there are no weights, the configuration describes a larger network, or they are quantized.
     """
     files = [file for file in weight_files(folder, kind, variant) if file.suffix == ".safetensors"]
-    _check_quantization(read_json(folder / "config.json").get("quantization_config"), folder.name)
+    _refuse_quantized(read_json(folder / "config.json"), folder.name)
     vet_network(lambda: bare_network(kind, folder), read_headers(files), folder.name)
 
 
@@ -112,18 +108,12 @@ def bare_network(kind: type[Any], folder: Path) -> nn.Module:
     return kind(kind.config_class.from_pretrained(folder, local_files_only=True))
 
 
-def _check_quantization(config: Any, name: str) -> None:
-    if config is None:
-        return
-    method = config.get("quant_method") if isinstance(config, dict) else None
-    package = QUANTIZERS.get(method) if isinstance(method, str) else None
-    if package is None:
+def _refuse_quantized(config: Mapping[str, Any], name: str) -> None:
+    """Quantized weights need a backend each, with kernels that are fetched or compiled, and most of them a GPU."""
+    found = config.get("quantization_config")
+    if found is not None:
+        method = found.get("quant_method") if isinstance(found, dict) else found
         raise broken(
-            f"{name} is quantized by {shown(method)}; supported: {', '.join(QUANTIZERS)}",
-            "CHECKPOINT_QUANTIZATION_UNSUPPORTED",
-        )
-    if find_spec(package) is None:
-        raise broken(
-            f"{name} is quantized by {method}, which is not installed: pip install bitsandbytes",
+            f"{name} is quantized by {shown(method)}, which is not supported: take the weights that it was made of",
             "CHECKPOINT_QUANTIZATION_UNSUPPORTED",
         )

@@ -33,7 +33,7 @@ RUNS = 3
 #: What files are saved in, and what they are loaded as.
 PRECISIONS = (("float32", "float32"), ("float16", "float16"), ("float16", "float32"))
 PROMPT = "a red wool coat"
-SEEDS, STEPS = 2, 4
+SEEDS, STEPS = 2, 2
 #: Stable Diffusion 1.5's autoencoder and text encoder; all else is the classes' default.
 AUTOENCODER = {
     "sample_size": 512,

@@ -113,10 +113,14 @@ class Coder:
 
 def lay_out(network: Any) -> None:
     """Put a network's convolutions into the order that a CPU computes fastest with."""
-    if network.device.type == "cpu" and parameters(network) <= SMALL:
+    if network.device.type == "cpu" and _weights(network) <= SMALL:
         # Small convolutions run a fifth faster; large ones a fifth slower, and would need memory of their own where
         # they are still what the weight files hold.
         network.to(memory_format=torch.channels_last)
+
+
+def _weights(network: Any) -> int:
+    return sum(weight.numel() for weight in network.parameters())
 
 
 def coder(vae: Any, dtype: torch.dtype) -> Coder:
@@ -177,7 +181,7 @@ def common(pipeline: Any, network: Any, coder: Coder) -> dict[str, Any]:
         "dtype": network.dtype,
         "decode": coder.decode,
         "encode": coder.encode,
-        "parameters": sum(weight.numel() for part in networks for weight in part.parameters()),
+        "parameters": sum(map(_weights, networks)),
     }
 
 
