@@ -70,7 +70,7 @@ def index_bytes(kind: IndexKind, count: int, width: int) -> int:
 
 
 def choose(count: int, width: int) -> IndexKind:
-    """The kind of index for so many vectors: what was best in every column of docs/benchmarks/references.md."""
+    """The kind of index for so many vectors; docs/benchmarks/references.md has the reasons."""
     return "flat" if index_bytes("flat", count, width) <= FLAT_BYTES else "ivf-rabitq"
 
 
