@@ -33,7 +33,7 @@ from audit.reference.manifest import INDEXES, IndexInfo, IndexKind, new_folder, 
 faiss: Any = _faiss
 
 #: Float32 vectors of so many bytes are compared one by one.
-FLAT_BYTES = 128 * 2**20
+FLAT_BYTES = 256 * 2**20
 #: Bytes of a shard while it is built.
 SHARD_BYTES = 2**30
 #: Training vectors per centroid, and rounds of k-means: twice as many gained nothing that could be measured.
@@ -70,7 +70,7 @@ def index_bytes(kind: IndexKind, count: int, width: int) -> int:
 
 
 def choose(count: int, width: int) -> IndexKind:
-    """The kind of index for so many vectors: what was best in every column of docs/benchmarks/references.md."""
+    """The kind of index for so many vectors; docs/benchmarks/references.md has the reasons."""
     return "flat" if index_bytes("flat", count, width) <= FLAT_BYTES else "ivf-rabitq"
 
 

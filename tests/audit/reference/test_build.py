@@ -20,8 +20,9 @@ from audit import demo
 from audit.errors import InvalidInput, NotFound
 from audit.reference import build as module
 from audit.reference import upkeep
-from audit.reference.build import KnownContents, add, build
+from audit.reference.build import add, build
 from audit.reference.clip import ClipEmbedder
+from audit.reference.contents import KnownContents
 from audit.reference.manifest import PENDING, Options, SegmentInfo
 from audit.reference.reference_set import Entry, ReferenceSet
 from audit.reference.segments import Segment
