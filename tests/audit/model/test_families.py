@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import io
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,12 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from torch import Tensor
+from transformers import T5Tokenizer
 
 from audit.auditor import Auditor
+from audit.errors import BrokenCheckpoint
 from audit.model.checkpoint import Checkpoint
 from audit.model.denoiser import repeat
 from audit.model.loading import load_checkpoint
@@ -230,3 +235,29 @@ def test_noise_and_clean_latents_agree(folder: Path, name: str) -> None:
     alpha, sigma = denoiser.schedule.at(t, x)
     noise, clean = denoiser.noise(x, t, native), denoiser.clean(x, t, native)
     torch.testing.assert_close(alpha * clean + sigma * noise, x, rtol=1e-4, atol=1e-4)
+
+
+def test_a_family_is_made_of_its_own_parts(tmp_path: Path) -> None:
+    """A part that is left out and one of another class are named, before anything is loaded."""
+    tiny.save("sdxl", tmp_path / "sdxl")
+    file = tmp_path / "sdxl" / "model_index.json"
+    index = json.loads(file.read_text())
+    for entry, said in (([None, None], "text_encoder"), (["somewhere", "MyEncoder"], "MyEncoder")):
+        file.write_text(json.dumps({**index, "text_encoder": entry}))
+        with pytest.raises(BrokenCheckpoint, match=said) as caught:
+            load_checkpoint(tmp_path / "sdxl")
+        assert caught.value.reason == "CHECKPOINT_FAMILY_UNSUPPORTED"
+
+
+def test_tokenizers_of_t5_come_as_sentencepiece_models_too(tmp_path: Path) -> None:
+    """As PixArt has them: tokens are those of sentencepiece itself."""
+    model, texts = io.BytesIO(), [PROMPTS["text"], NEGATIVE]
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(texts * 20), model_writer=model, vocab_size=40, pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+        hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    (tmp_path / "spiece.model").write_bytes(model.getvalue())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T5Tokenizer", "extra_ids": 0}))
+    found = T5Tokenizer.from_pretrained(tmp_path, local_files_only=True)(texts).input_ids
+    own = SentencePieceProcessor(model_proto=model.getvalue())
+    assert found == [[*own.encode(text), 1] for text in texts]
