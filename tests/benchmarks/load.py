@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -165,5 +163,4 @@ def measure_audit(folder: Path, pipe: Connection) -> None:
         seeds=SEEDS, minimum_seeds=SEEDS, first_seed=BENCHMARK_SEED, curvature=CurvatureSettings(method="off")
     )
     report = auditor.audit(PROMPT, sampler=auditor.resolve_sampler(steps=STEPS), budget=budget)
-    print(json.dumps(report.cost.stage_seconds), file=sys.stderr)
     pipe.send((loaded - start, time.perf_counter() - loaded, report.cost.evaluations, resident("VmHWM")))

@@ -242,7 +242,7 @@ def test_a_family_is_made_of_its_own_parts(tmp_path: Path) -> None:
     tiny.save("sdxl", tmp_path / "sdxl")
     file = tmp_path / "sdxl" / "model_index.json"
     index = json.loads(file.read_text())
-    for entry, said in (([None, None], "text_encoder"), (["somewhere", "MyEncoder"], "MyEncoder")):
+    for entry, said in (([None, None], "text_encoder"), (["transformers", "MyEncoder"], "MyEncoder")):
         file.write_text(json.dumps({**index, "text_encoder": entry}))
         with pytest.raises(BrokenCheckpoint, match=said) as caught:
             load_checkpoint(tmp_path / "sdxl")
