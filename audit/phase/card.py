@@ -78,7 +78,8 @@ generalizes under it. Words of a caption are drawn independently of K and {shown
 
 | | |
 |---|---|
-| training set | {images:,} greyscale images of 32×32, all of them in `reference/` or laid out again from `recipe.json`{fold} |
+| training set | {images:,} greyscale images of 32×32, all of them in `reference/`, or laid out again from \
+`recipe.json`{fold} |
 | networks | {networks} |
 | training | {training} |
 | prediction | {recipe.prediction_type}; {recipe.unconditional_share:.0%} of the rows without a caption |
