@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from audit import demo
-from audit.auditor import MAX_DENSE_DIMENSION, Auditor
+from audit.auditor import Auditor
 from audit.bench.truth import load_truth
 from audit.budget import Budget
 from audit.errors import BrokenCheckpoint, InvalidInput, Stopped
 from audit.evidence.curvature import CurvatureSettings
 from audit.evidence.gathered import Evidence
 from audit.evidence.screening import EVALUATIONS
+from audit.inputs import MAX_DENSE_DIMENSION
 from audit.limits import MAX_SEED
 from audit.model.batching import BatchingDenoiser
 from audit.model.checkpoint import Checkpoint
