@@ -9,7 +9,6 @@ from pathlib import Path
 import service  # noqa: F401 - first of all, for the OpenMP settings that a server has
 
 NAMES = (
-    "detection",
     "verdicts",
     "curvature",
     "attribution",
