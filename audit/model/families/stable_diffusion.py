@@ -19,8 +19,7 @@ from audit.model.checkpoint import Model
 from audit.model.denoiser import Condition
 from audit.model.families import parts
 from audit.model.families.family import Family
-from audit.model.families.unet import UNetDenoiser, embedded_guidance
-from audit.model.sampling import SamplerSettings
+from audit.model.families.unet import UNetDenoiser, embedded_guidance, told_guidance, unet_model
 
 #: What a user of each pipeline gets: steps and guidance.
 STEPS, GUIDANCE = 50, 7.5
@@ -35,30 +34,16 @@ def adapt(pipeline: Any) -> Model:
     parts.require_same_channels(unet.config.in_channels, unet.config.out_channels, coder.latent_channels)
     reader = parts.clip_reader(pipeline.tokenizer, pipeline.text_encoder)
     told = embedded_guidance(pipeline, unet)
-    few = parts.few_steps(scheduler)
-    guidance = CONSISTENT_GUIDANCE if told else 1.0 if few else GUIDANCE
-    height, width = parts.sides(unet.config.sample_size)
+    guidance = CONSISTENT_GUIDANCE if told else 1.0 if parts.few_steps(scheduler) else GUIDANCE
 
     @torch.inference_mode()
     def encode_prompts(prompts: Sequence[str]) -> Condition:
         parts.require_readable(pipeline, prompts, [reader])
         text = pipeline.encode_prompt(list(prompts), unet.device, 1, False)[0]
-        return {"text": text, **({"guidance": torch.full((len(text),), guidance, device=text.device)} if told else {})}
+        return {"text": text, **told_guidance(text, guidance if told else None)}
 
-    return Model(
-        **parts.common(pipeline, unet, coder),
-        denoiser=UNetDenoiser(unet, schedule, prediction_type, told),
-        defaults=SamplerSettings(
-            steps=parts.FEW_STEPS if few else STEPS,
-            guidance=guidance,
-            height=height * coder.factor,
-            width=width * coder.factor,
-            embedded=bool(told),
-        ),
-        encode_prompts=encode_prompts,
-        guidance="embedded" if told else "free",
-        distilled=few,
-    )
+    denoiser = UNetDenoiser(unet, schedule, prediction_type, told)
+    return unet_model(pipeline, coder, denoiser, encode_prompts, steps=STEPS, guidance=guidance)
 
 
 PARTS: dict[str, tuple[type[Any], ...]] = {

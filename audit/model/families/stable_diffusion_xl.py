@@ -14,8 +14,7 @@ from audit.model.checkpoint import Model
 from audit.model.denoiser import Condition
 from audit.model.families import parts
 from audit.model.families.family import Family
-from audit.model.families.unet import UNetDenoiser, embedded_guidance
-from audit.model.sampling import SamplerSettings
+from audit.model.families.unet import UNetDenoiser, embedded_guidance, told_guidance, unet_model
 
 #: What a user of the pipeline gets.
 STEPS, GUIDANCE = 50, 5.0
@@ -35,9 +34,7 @@ def adapt(pipeline: StableDiffusionXLPipeline) -> Model:
         parts.clip_reader(pipeline.tokenizer_2, pipeline.text_encoder_2),
     ]
     told = embedded_guidance(pipeline, unet)
-    few = parts.few_steps(scheduler)
-    guidance = 1.0 if few and not told else GUIDANCE
-    height, width = parts.sides(unet.config.sample_size)
+    guidance = 1.0 if parts.few_steps(scheduler) and not told else GUIDANCE
 
     def time_ids(x: Tensor, condition: Condition) -> Tensor:
         size = [side * coder.factor for side in x.shape[-2:]]
@@ -53,31 +50,11 @@ def adapt(pipeline: StableDiffusionXLPipeline) -> Model:
         if pipeline.config.force_zeros_for_empty_prompt:
             given = torch.tensor([bool(prompt) for prompt in prompts], device=text.device)
             text, pooled = text * given[:, None, None], pooled * given[:, None]
-        return {
-            "text": text,
-            "pooled": pooled,
-            **({"guidance": torch.full((len(text),), guidance, device=text.device)} if told else {}),
-        }
+        return {"text": text, "pooled": pooled, **told_guidance(text, guidance if told else None)}
 
-    return Model(
-        **parts.common(pipeline, unet, coder),
-        denoiser=UNetDenoiser(
-            unet,
-            schedule,
-            prediction_type,
-            {**told, "text_embeds": lambda x, condition: condition["pooled"], "time_ids": time_ids},
-        ),
-        defaults=SamplerSettings(
-            steps=parts.FEW_STEPS if few else STEPS,
-            guidance=guidance,
-            height=height * coder.factor,
-            width=width * coder.factor,
-            embedded=bool(told),
-        ),
-        encode_prompts=encode_prompts,
-        guidance="embedded" if told else "free",
-        distilled=few,
-    )
+    inputs = {**told, "text_embeds": lambda x, condition: condition["pooled"], "time_ids": time_ids}
+    denoiser = UNetDenoiser(unet, schedule, prediction_type, inputs)
+    return unet_model(pipeline, coder, denoiser, encode_prompts, steps=STEPS, guidance=guidance)
 
 
 def _require_base(pipeline: StableDiffusionXLPipeline) -> None:

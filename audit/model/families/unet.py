@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
+import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
+from audit.model.checkpoint import Model
 from audit.model.denoiser import Condition, Denoiser, PredictionType, Schedule
 from audit.model.families import parts
+from audit.model.sampling import SamplerSettings
 from audit.model.traced import Traced
 
 #: A further input of the UNet, one entry per row, from latents and condition.
@@ -64,3 +68,46 @@ def embedded_guidance(pipeline: object, unet: UNet2DConditionModel) -> dict[str,
         return {}
     embed = pipeline.get_guidance_scale_embedding  # type: ignore[attr-defined]
     return {"timestep_cond": lambda x, condition: embed(condition["guidance"].cpu() - 1, embedding_dim=width).to(x)}
+
+
+def told_guidance(text: Tensor, guidance: float | None) -> dict[str, Tensor]:
+    """What `embedded_guidance` reads, one weight for every row of a text; nothing where there is none to tell."""
+    return {} if guidance is None else {"guidance": torch.full((len(text),), guidance, device=text.device)}
+
+
+def unet_model(
+    pipeline: Any,
+    coder: parts.Coder,
+    denoiser: UNetDenoiser,
+    encode_prompts: Callable[[Sequence[str]], Condition],
+    *,
+    steps: int,
+    guidance: float,
+) -> Model:
+    """A pipeline around a UNet as a model.
+
+    Args:
+        pipeline: of diffusers.
+        coder: its autoencoder.
+        denoiser: its UNet.
+        encode_prompts: prompts to what the denoiser reads.
+        steps: that a user of it gets, unless it was distilled to few.
+        guidance: likewise.
+    """
+    unet, few = pipeline.unet, parts.few_steps(pipeline.scheduler)
+    height, width = parts.sides(unet.config.sample_size)
+    told = bool(embedded_guidance(pipeline, unet))
+    return Model(
+        **parts.common(pipeline, unet, coder),
+        denoiser=denoiser,
+        defaults=SamplerSettings(
+            steps=parts.FEW_STEPS if few else steps,
+            guidance=guidance,
+            height=height * coder.factor,
+            width=width * coder.factor,
+            embedded=told,
+        ),
+        encode_prompts=encode_prompts,
+        guidance="embedded" if told else "free",
+        distilled=few,
+    )
