@@ -32,7 +32,7 @@ from audit.reference.images import in_chunks, pixel_vectors, to_bytes
 from audit.reference.reference_set import ReferenceSet
 from audit.report import ReferenceUsed, Report, library_versions
 from audit.verdict.calibration import Calibration
-from audit.verdict.decision import SETTLED, Screened, decide, screen
+from audit.verdict.decision import Screened, decide, screen
 from audit.verdict.features import NOISE_LEVELS, TRACED
 from audit.work import Progress, Work
 
@@ -135,7 +135,7 @@ class Auditor(Inputs):
                     fits=fits,
                     gaps=gaps,
                 )
-            if len(draws) >= budget.minimum_seeds and decision.confidence >= SETTLED:
+            if len(draws) >= budget.minimum_seeds and decision.settled:
                 break
         if budget.curvature.method != "off":
             with work.stage("curvature"):

@@ -33,12 +33,12 @@ from audit.verdict.rule import CLASSES, PhaseClass, classify_samples
 
 #: Version of the way from evidence to verdict. Raised whenever the same evidence would give another answer, so that
 #: no kept answer is served any more.
-ALGORITHM = 2
+ALGORITHM = 3
 #: Probability that each interval holds the true fraction.
 INTERVAL_LEVEL = 0.9
 #: A verdict of less confidence is reported as not decided.
 DECIDED = 0.9
-#: At this confidence no more seeds are drawn.
+#: At this probability a question is settled, and no more seeds are drawn for it.
 SETTLED = 0.95
 #: Share of either prior that does not believe its estimator.
 DOUBT = 0.02
@@ -83,6 +83,8 @@ class Decision:
         probabilities: that each class dominates, in the order of `CLASSES`.
         fractions: of each class at N.
         recurring_probability: that memorized and spurious samples together outnumber generalized ones.
+        settled: whether more seeds would hardly change it: the class is settled, or whether samples recur is, and of
+            what recurs no number of seeds could say whether it is copied.
         sample_classes: index into `CLASSES` of each sample, among the samples drawn.
         copies: samples within δ_m of a reference image.
         distinct_references: different reference images among them.
@@ -98,6 +100,7 @@ class Decision:
     probabilities: tuple[float, float, float]
     fractions: tuple[Interval, Interval, Interval]
     recurring_probability: float
+    settled: bool
     sample_classes: tuple[int, ...]
     copies: int
     distinct_references: int
@@ -204,16 +207,20 @@ def decide(
     features = normalise(measured, ordinary) | met
     shown = _against(measured, ordinary) + tuple(Measurement(name, value, None) for name, value in met.items())
     unchecked = not searched or not reference_complete
-    posterior = _prior(features, n, estimators or shipped(), definition_samples, fits=fits, unchecked=unchecked)
+    estimators = estimators or shipped()
+    posterior = _prior(features, n, estimators, definition_samples, fits=fits, unchecked=unchecked)
     if searched:
         posterior = posterior.given(copies, n, complete=reference_complete)
     best = int(np.argmax(posterior.probabilities))
+    recurs = posterior.recurring_probability
+    judged = unchecked and n >= estimators.seeds_for_copies and max(recurs, 1 - recurs) >= SETTLED
     return Decision(
         verdict=CLASSES[best],
         confidence=posterior.probabilities[best],
         probabilities=posterior.probabilities,
         fractions=posterior.intervals,
-        recurring_probability=posterior.recurring_probability,
+        recurring_probability=recurs,
+        settled=posterior.probabilities[best] >= SETTLED or judged,
         sample_classes=tuple(int(c) for c in classes),
         copies=copies,
         distinct_references=distinct,

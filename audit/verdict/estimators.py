@@ -26,6 +26,8 @@ FILE = Path(__file__).with_name("estimators.json")
 FEATURES = (*CONTRASTS, *TRACES, *MEETINGS)
 #: Of the quadrature over features that are missing.
 NODES = 32
+#: Share of the most that is ever known of copies, from which on more seeds are not worth their cost.
+ENOUGH = 0.9
 
 
 class _Model(BaseModel):
@@ -130,6 +132,12 @@ class Estimators(_Model):
     def digest(self) -> str:
         """SHA-256, as "sha256:…", of the content."""
         return f"sha256:{hashlib.sha256(self.model_dump_json().encode()).hexdigest()}"
+
+    @cached_property
+    def seeds_for_copies(self) -> int:
+        """Seeds after which more say hardly more of whether what recurs is copied, where nothing is searched."""
+        best = max(look.copied.concentration for look in self.looks)
+        return next(look.seeds for look in self.looks if look.copied.concentration >= ENOUGH * best)
 
     def look(self, seeds: int) -> Look:
         """The one of the most seeds that are not more than these: what more seeds would be worth is not known."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -108,9 +109,10 @@ def made_up(count: int = 60) -> Comparison:
         Detection("Somebody et al.", n, 2 * n, 0.01 * n, (truth == 0) + rng.normal(0, 1, count)) for n in SEEDS
     )
     sure = np.eye(3)[truth] * 0.8 + 0.2 / 3
-    names_of_ours = (*EQUAL.values(), "screen", "audit", "exhaustive")
-    ours = tuple(Verdicts(name, np.full(count, 50), 0.1, sure, sure) for name in names_of_ours)
-    return Comparison("made up", rows, detections, ours)
+    names_of_ours = (*EQUAL.values(), "screen", "audit", "audit, no reference set", "exhaustive")
+    ours = [Verdicts(name, np.full(count, 50), 0.1, sure, sure) for name in names_of_ours]
+    ours[0] = replace(ours[0], evaluations=np.full(count, 2))
+    return Comparison("made up", rows, detections, tuple(ours))
 
 
 def test_the_page_says_what_was_found() -> None:
@@ -125,6 +127,11 @@ def test_the_page_says_what_was_found() -> None:
     # Confidence of 0.87 where all is right: off by 0.13.
     (line,) = [line for line in text.splitlines() if line.startswith("| audit |")]
     assert "0.133 (0.133 to 0.133)" in line
+    # A tenth of 32 evaluations is what one noise takes, and not what two do.
+    (line,) = [line for line in text.splitlines() if line.startswith("| memorized, AUC |")]
+    assert "Somebody et al., n = 16: " in line
+    assert "screen, 1 noise: 1.000 at 2 NFE" in line
+    assert "| memorized against spurious, AUC |  | audit, no reference set: 1.000 (1.000 to 1.000) |" in text
 
 
 def test_the_figure_has_a_row_per_ladder() -> None:
