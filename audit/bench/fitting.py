@@ -12,15 +12,15 @@ from scipy.special import betaln, expit
 
 from audit.auditor import Auditor
 from audit.bench.truth import TruthRow
-from audit.verdict.estimators import Estimators, Look, ShareEstimator
-from audit.verdict.features import CONTRASTS, MEETINGS, TRACED, TRACES, measurements, meetings, normalise
+from audit.verdict.estimators import Estimators, Look, ShareEstimator, segments
+from audit.verdict.features import CONTRASTS, KNOTS, MEETINGS, TRACED, TRACES, measurements, meetings, normalise
 from audit.verdict.rule import DEFINITION_SAMPLES
 
 #: Numbers of seeds after which an audit may look, and so has estimators.
 LOOKS = (0, 1, 2, 4, 8, 16, 32)
 #: Seeds that estimators are fitted on: apart from those of the truth, of calibrations and of audits.
 FITTING_SEED = 1_000_000
-#: Weight of the Gaussian prior on the weights of standardised features.
+#: Weight of the Gaussian prior on the weights of standardised segments.
 RIDGE = 0.02
 
 
@@ -100,7 +100,7 @@ def fit_share(
     totals: NDArray[np.float64],
     names: tuple[str, ...],
 ) -> ShareEstimator:
-    """Beta-binomial regression of a share on features, weights non-negative.
+    """Beta-binomial regression of a share on monotone curves of features.
 
     Args:
         features: one dictionary per example.
@@ -108,9 +108,10 @@ def fit_share(
         totals: of the samples that they are counted among; an example weighs as much as it has of them.
         names: the features to use.
     """
-    x = np.asarray([[row[name] for name in names] for row in features])
-    # A feature that does not vary here says nothing, and must not shout where it does.
-    center, spread = x.mean(0), np.where(x.std(0) > 1e-6, x.std(0), 1.0)
+    parts = [np.asarray([segments(row[name], KNOTS[name]) for row in features]) for name in names]
+    x = np.concatenate(parts, axis=1)
+    # A segment that nothing varies in says nothing here, and must not shout where it does.
+    center, spread = x.mean(0), np.where(x.std(0) > 1e-6, x.std(0), np.inf)
     z = (x - center) / spread
     total = np.maximum(totals, 1.0)
     weight = totals / np.maximum(totals.max(), 1.0)
@@ -124,14 +125,17 @@ def fit_share(
         likelihood = betaln(count + a, total - count + b) - betaln(a, b)
         return float(-(weight * likelihood).sum() / max(weight.sum(), 1e-9) + RIDGE * np.square(weights).sum())
 
-    start = np.concatenate([[0.0, np.log(10.0)], np.ones(len(names))])
-    bounds = [(-20, 20), (np.log(1.0), np.log(500.0)), *[(0.0, 20.0)] * len(names)]
+    start = np.concatenate([[0.0, np.log(10.0)], np.full(x.shape[1], 0.3)])
+    bounds = [(-20, 20), (np.log(1.0), np.log(500.0)), *[(0.0, 20.0)] * x.shape[1]]
     best = minimize(loss, start, method="L-BFGS-B", bounds=bounds).x
+    slopes = np.split(best[2:] / spread, np.cumsum([part.shape[1] for part in parts])[:-1]) if parts else []
+    curves = [part @ own for part, own in zip(parts, slopes, strict=True)]
     return ShareEstimator(
         features=names,
-        center=tuple(float(v) for v in center),
-        spread=tuple(float(v) for v in spread),
-        weights=tuple(float(v) for v in best[2:]),
+        knots=tuple(KNOTS[name] for name in names),
+        slopes=tuple(tuple(float(v) for v in own) for own in slopes),
+        center=tuple(float(curve.mean()) for curve in curves),
+        spread=tuple(float(curve.std()) for curve in curves),
         intercept=float(best[0]),
         concentration=float(np.exp(best[1])),
     )

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, model_validator
 from scipy.special import expit, logit
 
@@ -27,7 +28,7 @@ FEATURES = (*CONTRASTS, *TRACES, *MEETINGS)
 #: Of the quadrature over features that are missing.
 NODES = 32
 #: Share of the most that is ever known of copies, from which on more seeds are not worth their cost.
-ENOUGH = 0.9
+ENOUGH = 0.8
 
 
 class _Model(BaseModel):
@@ -35,56 +36,70 @@ class _Model(BaseModel):
 
 
 class ShareEstimator(_Model):
-    """Logistic regression of a share on features.
+    """Additive logistic regression of a share on features.
 
-    The prediction r̂ = 1/(1 + exp(−(b + Σ w_i (f_i − μ_i)/s_i))) is the mean of a Beta(κr̂, κ(1 − r̂)) distribution.
+    Every feature has a curve c, straight between knots k and beyond them, whose slopes β are never negative:
+
+        c(f) = β₀ min(f − k₁, 0) + Σ_j β_j min(max(f − k_j, 0), k_{j+1} − k_j),   k_{m+1} = ∞
+
+    The prediction r̂ = 1/(1 + exp(−(b + Σ_i (c_i(f_i) − μ_i)))) is the mean of a Beta(κr̂, κ(1 − r̂)) distribution.
 
     Attributes:
         features: names, of `FEATURES`.
-        center: μ, per feature.
-        spread: s, per feature.
-        weights: w, per feature, never negative: every feature rises with recall.
+        knots: k, per feature, ascending, at least one.
+        slopes: β, per feature, one more than knots: every feature rises with recall.
+        center: μ, mean of the curve over the prompts of the fit, per feature.
+        spread: s, its standard deviation over them, per feature.
         intercept: b.
         concentration: κ, how far prompts scatter around the prediction.
     """
 
     features: tuple[str, ...]
+    knots: tuple[tuple[float, ...], ...]
+    slopes: tuple[tuple[float, ...], ...]
     center: tuple[float, ...]
     spread: tuple[float, ...]
-    weights: tuple[float, ...]
     intercept: float
     concentration: float
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        columns = (self.center, self.spread, self.weights)
+        columns = (self.knots, self.slopes, self.center, self.spread)
         if any(len(column) != len(self.features) for column in columns) or set(self.features) - set(FEATURES):
-            raise ValueError("one center, spread and weight for each feature, of known features")
-        numbers = np.asarray([*self.center, *self.spread, *self.weights, self.intercept, self.concentration])
-        if not np.isfinite(numbers).all() or min(*self.spread, self.concentration, 1.0) <= 0:
-            raise ValueError("every number is finite, spreads and concentration are positive")
-        if min(self.weights, default=0.0) < 0:
-            raise ValueError("weights are not negative")
+            raise ValueError("one curve with its center and spread for each feature, of known features")
+        for knots, slopes in zip(self.knots, self.slopes, strict=True):
+            if not knots or list(knots) != sorted(set(knots)) or len(slopes) != len(knots) + 1:
+                raise ValueError("knots ascend, and there is a slope to either side of each")
+        flat = [value for curve in (*self.knots, *self.slopes) for value in curve]
+        numbers = np.asarray([*flat, *self.center, *self.spread, self.intercept, self.concentration])
+        if not np.isfinite(numbers).all() or min(self.spread, default=0.0) < 0 or self.concentration <= 0:
+            raise ValueError("every number is finite, spreads are not negative, the concentration is positive")
+        if min((slope for curve in self.slopes for slope in curve), default=0.0) < 0:
+            raise ValueError("slopes are not negative")
         return self
 
     def predict(self, features: Mapping[str, float]) -> float:
         """r̂ in (0, 1), of all features."""
-        values = np.asarray([features[name] for name in self.features])
-        log_odds = self.intercept + float(((values - self.center) / self.spread) @ np.asarray(self.weights))
+        return self._share({name: features[name] for name in self.features})
+
+    def _share(self, known: Mapping[str, float]) -> float:
+        """r̂ where the curves of other features are at their centers."""
+        log_odds = self.intercept
+        for name, knots, slopes, center in zip(self.features, self.knots, self.slopes, self.center, strict=True):
+            if name in known:
+                log_odds += float(segments(known[name], knots) @ np.asarray(slopes)) - center
         return 1.0 / (1.0 + math.exp(-min(max(log_odds, -30.0), 30.0)))
 
     def distribution(self, features: Mapping[str, float]) -> tuple[float, float]:
         """Mean and concentration of the share, also where features are missing.
 
-        A missing feature is normally distributed with mean μ and standard deviation s, so that the logit has the
-        variance Σ w² over them. The mixture of Beta distributions over it is replaced by one of the same mean and
-        variance.
+        The curve of a missing feature is normally distributed with mean μ and standard deviation s, so that the logit
+        has the variance Σ s² over them. The mixture of Beta distributions over it is replaced by one of the same mean
+        and variance.
         """
-        missing = [name not in features for name in self.features]
-        known = {name: features.get(name, center) for name, center in zip(self.features, self.center, strict=True)}
-        mean = self.predict(known)
-        width = math.sqrt(sum(weight**2 for weight, gone in zip(self.weights, missing, strict=True) if gone))
-        if not width:
+        mean = self._share(features)
+        gone = [spread for name, spread in zip(self.features, self.spread, strict=True) if name not in features]
+        if not (width := math.hypot(*gone)):
             return mean, self.concentration
         nodes, masses = np.polynomial.hermite_e.hermegauss(NODES)
         shares = expit(logit(mean) + width * nodes)
@@ -92,6 +107,12 @@ class ShareEstimator(_Model):
         middle = float(masses @ shares)
         second = float(masses @ (shares**2 + shares * (1 - shares) / (self.concentration + 1)))
         return middle, middle * (1 - middle) / (second - middle**2) - 1
+
+
+def segments(value: float, knots: Sequence[float]) -> NDArray[np.float64]:
+    """How far a value goes along each of the segments that knots part, from the first knot, (knots + 1,)."""
+    ends = np.append(knots, np.inf)
+    return np.append(min(value - knots[0], 0.0), np.clip(value - ends[:-1], 0.0, np.diff(ends)))
 
 
 class Look(_Model):

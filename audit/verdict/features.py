@@ -30,6 +30,12 @@ TRACED = 8
 CONTRASTS = ("contrast_early", "contrast_late")
 TRACES = ("trace_near", "trace_far")
 MEETINGS = ("closeness", "meeting")
+#: Where an estimator may weigh more of a feature otherwise than less of it.
+KNOTS = (
+    dict.fromkeys(CONTRASTS, (0.0, 2.0, 5.0))
+    | dict.fromkeys(TRACES, (0.0, 0.2, 0.5))
+    | {"closeness": (-0.5, 0.0), "meeting": (-4.0, -2.0)}
+)
 
 
 class Ordinary(BaseModel):

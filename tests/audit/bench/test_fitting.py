@@ -18,7 +18,7 @@ from audit.bench.fitting import FITTING_SEED, LOOKS, Example, fit_estimators, fi
 from audit.bench.truth import load_truth
 from audit.model.checkpoint import Checkpoint
 from audit.reference.reference_set import ReferenceSet
-from audit.verdict.estimators import FEATURES
+from audit.verdict.estimators import FEATURES, segments
 from audit.verdict.features import CONTRASTS, MEETINGS, TRACED, TRACES, measurements, meetings, normalise
 
 SAMPLES = 512
@@ -46,14 +46,29 @@ def totals(counts: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def test_a_planted_relation_is_recovered() -> None:
-    """Weights, intercept and scatter of a thousand prompts come back within a fifth."""
+    """Curves, their spread, intercept and scatter of a thousand prompts come back within a fifth."""
     features, counts = planted(1000, WEIGHTS)
     fitted = fit_share(features, counts, totals(counts), NAMES)
-    assert dict(zip(fitted.features, fitted.weights, strict=True)) == pytest.approx(WEIGHTS, rel=0.2)
+    assert fitted.features == NAMES
+    for name, knots, slopes, spread in zip(NAMES, fitted.knots, fitted.slopes, fitted.spread, strict=True):
+        center, scale = SCALES[name]
+        high, low = (float(segments(center + side * scale, knots) @ np.asarray(slopes)) for side in (1, -1))
+        assert (high - low) / 2 == pytest.approx(WEIGHTS[name], rel=0.2)
+        assert spread == pytest.approx(WEIGHTS[name], rel=0.2)
     assert fitted.intercept == pytest.approx(0.3, abs=0.15)
     assert fitted.concentration == pytest.approx(20, rel=0.25)
-    for name, center, spread in zip(fitted.features, fitted.center, fitted.spread, strict=True):
-        assert (center, spread) == pytest.approx(SCALES[name], rel=0.2)
+
+
+def test_a_relation_that_saturates_is_recovered() -> None:
+    """A feature that says no more beyond a knot rises before it and hardly after it."""
+    rng = np.random.default_rng(0)
+    values = rng.uniform(-2, 10, 600)
+    mean = expit(-2 + 2 * np.clip(values, 0, 2))
+    counts = rng.binomial(SAMPLES, rng.beta(20 * mean, 20 * (1 - mean))).astype(float)
+    features = [{"contrast_late": float(value)} for value in values]
+    fitted = fit_share(features, counts, totals(counts), ("contrast_late",))
+    for value, share in ((-1.0, expit(-2)), (1.0, 0.5), (3.0, expit(2)), (9.0, expit(2))):
+        assert fitted.predict({"contrast_late": value}) == pytest.approx(share, abs=0.06)
 
 
 def test_predictions_are_those_of_the_relation() -> None:
@@ -68,12 +83,13 @@ def test_predictions_are_those_of_the_relation() -> None:
 
 @settings(max_examples=10)
 @given(signs=st.tuples(*[st.sampled_from([-1.5, 0.0, 1.5])] * 3), n=st.integers(3, 60), seed=st.integers(0, 1000))
-def test_weights_are_never_negative(signs: tuple[float, float, float], n: int, seed: int) -> None:
-    """A relation the other way round, against theory, gets weight 0 and never a negative one."""
+def test_slopes_are_never_negative(signs: tuple[float, float, float], n: int, seed: int) -> None:
+    """A relation the other way round, against theory, gets slope 0 and never a negative one."""
     features, counts = planted(n, dict(zip(NAMES, signs, strict=True)), seed=seed)
     fitted = fit_share(features, counts, totals(counts), NAMES)
-    assert min(fitted.weights) >= 0
-    assert np.isfinite([*fitted.weights, fitted.intercept, fitted.concentration]).all()
+    slopes = [slope for curve in fitted.slopes for slope in curve]
+    assert min(slopes) >= 0
+    assert np.isfinite([*slopes, fitted.intercept, fitted.concentration]).all()
     for row in features:
         assert 0 < fitted.predict(row) < 1
 
@@ -98,11 +114,13 @@ def test_certainty_is_not_infinite(share: float) -> None:
 def test_examples_weigh_as_much_as_they_have_to_count() -> None:
     """Prompts of which nothing recurs tell nothing of how much of it is copied, whatever their features.
 
-    Theirs are the mirror image of the others', which leaves center and spread where they were.
+    Theirs are the others', each feature shuffled by itself, which leaves the scale of segments where it was.
     """
     features, counts = planted(200, WEIGHTS)
     alone = fit_share(features, counts, totals(counts), NAMES)
-    empty = [{n: 2 * c - row[n] for n, c in zip(NAMES, alone.center, strict=True)} for row in features]
+    rng = np.random.default_rng(0)
+    shuffled = [rng.permutation([row[name] for row in features]) for name in NAMES]
+    empty = [dict(zip(NAMES, map(float, row), strict=True)) for row in zip(*shuffled, strict=True)]
     joined = fit_share(
         features + empty, np.concatenate([counts, 0 * counts]), np.concatenate([totals(counts), 0 * counts]), NAMES
     )

@@ -51,9 +51,10 @@ def _share(names: tuple[str, ...], column: int, intercept: float, concentration:
     scales = [_SCALES[name] for name in names]
     return ShareEstimator(
         features=names,
-        center=tuple(scale[0] for scale in scales),
-        spread=tuple(scale[1] for scale in scales),
-        weights=tuple(scale[column] for scale in scales),
+        knots=tuple((scale[0],) for scale in scales),
+        slopes=tuple(2 * (scale[column] / scale[1],) for scale in scales),
+        center=len(names) * (0.0,),
+        spread=tuple(scale[column] for scale in scales),
         intercept=intercept,
         concentration=concentration,
     )
@@ -76,9 +77,10 @@ def constant(mean: float, concentration: float) -> ShareEstimator:
     """Always the same prediction."""
     return ShareEstimator(
         features=(),
+        knots=(),
+        slopes=(),
         center=(),
         spread=(),
-        weights=(),
         intercept=math.log(mean) - math.log1p(-mean),
         concentration=concentration,
     )

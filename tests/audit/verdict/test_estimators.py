@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from scipy.special import expit
 
 from audit.bench.fitting import LOOKS, names_of
-from audit.verdict.estimators import FEATURES, FILE, Estimators, ShareEstimator, shipped
-from audit.verdict.features import CONTRASTS, MEETINGS, TRACES
+from audit.verdict.estimators import FEATURES, FILE, Estimators, ShareEstimator, segments, shipped
+from audit.verdict.features import CONTRASTS, KNOTS, MEETINGS, TRACES
 from audit.verdict.rule import DEFINITION_SAMPLES
 from tests.audit.verdict.evidence_made import constant, estimators
 
@@ -29,30 +30,48 @@ def every(made: Estimators) -> list[ShareEstimator]:
 
 
 def test_predictions_follow_the_formula() -> None:
-    """r̂ = 1/(1 + exp(−(b + Σ w (f − μ)/s))), and features that are not its own do not matter."""
+    """r̂ = 1/(1 + exp(−(b + Σ (c(f) − μ)))), and features that are not its own do not matter."""
     made = ShareEstimator(
-        features=("closeness", "trace_far"), center=(1.0, 0.2), spread=(2.0, 0.5), weights=(0.5, 2.0), intercept=-0.3,
-        concentration=7.0,
+        features=("closeness", "trace_far"), knots=((1.0,), (0.2, 0.5)), slopes=((0.25, 0.5), (1.0, 2.0, 4.0)),
+        center=(0.1, 0.6), spread=(1.0, 0.0), intercept=-0.3, concentration=7.0,
     )  # fmt: skip
-    logit = -0.3 + 0.5 * (2.0 - 1.0) / 2.0 + 2.0 * (0.9 - 0.2) / 0.5
-    found = made.predict({"closeness": 2.0, "trace_far": 0.9, "meeting": 5.0})
-    assert found == pytest.approx(1 / (1 + math.exp(-logit)))
+    for closeness, trace, curves in (
+        (2.0, 0.9, 0.5 + 2.0 * 0.3 + 4.0 * 0.4),
+        (-1.0, 0.3, -0.25 * 2.0 + 2.0 * 0.1),
+        (1.0, 0.0, -1.0 * 0.2),
+    ):
+        logit = -0.3 + curves - 0.1 - 0.6
+        found = made.predict({"closeness": closeness, "trace_far": trace, "meeting": 5.0})
+        assert found == pytest.approx(1 / (1 + math.exp(-logit)))
     assert constant(0.3, 1.0).predict({}) == pytest.approx(0.3)
+
+
+@given(value=st.floats(-50, 50), knots=st.sets(st.integers(-9, 9), min_size=1, max_size=4).map(sorted))
+def test_segments_add_up_to_the_way_from_the_first_knot(value: float, knots: list[float]) -> None:
+    """Each is walked to its end before the next, and none backwards but the first."""
+    found = segments(value, knots)
+    assert found.sum() == pytest.approx(value - knots[0])
+    assert found[0] <= 0 <= found[1:].min()
+    for length, own, after in zip(np.diff(knots), found[1:], found[2:], strict=False):
+        assert own == pytest.approx(length) or after == 0
 
 
 @pytest.mark.parametrize("missing", [(), CONTRASTS, CONTRASTS + TRACES])
 def test_a_missing_feature_may_have_been_anything(missing: tuple[str, ...]) -> None:
     """Mean and spread of the share are those over prompts like the ones of the fit; none missing, nothing changes."""
     rng = np.random.default_rng(0)
+    known = {name: knots[-1] for name, knots in KNOTS.items()}
     for one in every(shipped()):
-        known = {
-            name: center + spread for name, center, spread in zip(one.features, one.center, one.spread, strict=True)
-        }
         mean, concentration = one.distribution({name: v for name, v in known.items() if name not in missing})
         draws = []
         for _ in range(1500):
-            drawn = {name: rng.normal(c, s) for name, c, s in zip(one.features, one.center, one.spread, strict=True)}
-            share = one.predict({name: drawn[name] if name in missing else known[name] for name in one.features})
+            curves = [
+                rng.normal(0, spread) if name in missing else segments(known[name], knots) @ slopes - center
+                for name, knots, slopes, center, spread in zip(
+                    one.features, one.knots, one.slopes, one.center, one.spread, strict=True
+                )
+            ]
+            share = np.clip(expit(one.intercept + sum(curves)), 1e-9, 1 - 1e-9)
             draws.append(rng.beta(one.concentration * share, one.concentration * (1 - share)))
         assert mean == pytest.approx(np.mean(draws), abs=0.05)
         assert mean * (1 - mean) / (concentration + 1) == pytest.approx(np.var(draws), abs=0.02)
@@ -115,11 +134,14 @@ def _without(content: dict[str, Any], name: str) -> dict[str, Any]:
         lambda c: {**c, "looks": [c["looks"][0], c["looks"][2], c["looks"][1]]},
         lambda c: {**c, "looks": [c["looks"][0], *c["looks"]]},
         lambda c: {**c, "definition_samples": "many"},
-        lambda c: _first(c, weights=[1.0]),
+        lambda c: _first(c, slopes=[[1.0, 1.0]]),
         lambda c: _first(c, center=[0.0, 0.0, 0.0]),
-        lambda c: _first(c, weights=[1.0, -0.1]),
-        lambda c: _first(c, weights=[1.0, None]),
-        lambda c: _first(c, spread=[1.0, 0.0]),
+        lambda c: _first(c, slopes=[[1.0, 1.0], [1.0, -0.1]]),
+        lambda c: _first(c, slopes=[[1.0, 1.0], [1.0, None]]),
+        lambda c: _first(c, slopes=[[1.0, 1.0], [1.0]]),
+        lambda c: _first(c, knots=[[0.0], []], slopes=[[1.0, 1.0], [1.0]]),
+        lambda c: _first(c, knots=[[0.0], [1.0, 0.0]], slopes=[[1.0, 1.0], [1.0, 1.0, 1.0]]),
+        lambda c: _first(c, knots=[[0.0], [math.inf]]),
         lambda c: _first(c, spread=[1.0, -1.0]),
         lambda c: _first(c, features=["contrast_early", "mood"]),
         lambda c: _first(c, intercept=math.nan),
@@ -145,7 +167,7 @@ def test_digests_tell_estimators_apart() -> None:
 
 
 def test_the_estimators_that_ship_are_whole() -> None:
-    """There is one for every look that an audit may take, of the features that it gives, and no weight is negative."""
+    """There is one for every look that an audit may take, of the features that it gives, and no slope is negative."""
     made = shipped()
     assert made is shipped()
     assert made == Estimators.model_validate_json(FILE.read_text())
@@ -154,7 +176,7 @@ def test_the_estimators_that_ship_are_whole() -> None:
     assert made.source
     for look in made.looks:
         assert look.recurring.features == look.copied.features == names_of(look.seeds)
-    assert min(weight for one in every(made) for weight in one.weights) >= 0
+    assert min(slope for one in every(made) for curve in one.slopes for slope in curve) >= 0
 
 
 def test_the_estimators_that_ship_tell_recall() -> None:
