@@ -6,21 +6,23 @@ DEBIAN := chromium dataset-fashion-mnist faketime postgresql prometheus
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.NOTPARALLEL:
-.PHONY: help venv debian demo test lint types proto proto-check wheel-check chart-docs bench soak format clean
+.PHONY: help venv debian demo test checks lint types proto proto-check wheel-check chart-docs bench soak format clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | while IFS=$$'\t' read -r t d; do printf '  %-12s %s\n' "$$t" "$$d"; done
 
 venv: .venv/.installed ## Install the project and its tools into .venv (PYTHON=... picks the interpreter)
 
-.venv/.installed: pyproject.toml $(CONSTRAINTS)
+.venv/.made: pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed and $(PYTHON) is not: try make venv PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' || \
 		{ echo "$(PYTHON) cannot make virtual environments: on Debian, apt-get install python3-venv" >&2; exit 1; }
-	@echo "Installing into .venv: several GB, some minutes"
 	@$(BIN)/python -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear .venv
+	@touch $@
+
+.venv/.installed: .venv/.made
+	@echo "Installing into .venv: several GB, some minutes"
 	@$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
 	@touch $@
 
@@ -39,8 +41,12 @@ debian: ## Install the Debian packages that the tests use
 demo: venv ## Run the demonstration that ships with the package
 	@$(BIN)/basin demo
 
-test: debian venv lint types proto-check wheel-check build/tools/helm ## Run every check, the tests last
+test: debian ## Run every check, the tests last
+	@$(MAKE) --no-print-directory --jobs=2 checks
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# Two at a time: the first are the two that take longest, and need nothing of each other.
+checks: venv build/wheel-venv/.made types wheel-check lint proto-check build/tools/helm
 
 lint: venv ## Check style and format
 	$(BIN)/ruff check
@@ -84,9 +90,12 @@ proto-check: venv build/proto/imports ## Lint proto/, compare it with the last r
 	@diff -r -x __init__.py -x __pycache__ audit/v1 build/proto/generated/audit/v1 || \
 		{ echo "audit/v1 is not what proto/ generates: run make proto" >&2; exit 1; }
 
-# Its own environment, made anew when the dependencies change; the wheel is reinstalled every time.
-build/wheel-venv/.made: pyproject.toml $(CONSTRAINTS)
+# Its own environment, made anew when the dependencies change, with them; the wheel is reinstalled every time.
+dependencies := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")
+build/wheel-venv/.made: .venv/.made
 	@$(BIN)/python -m venv --clear build/wheel-venv
+	@build/wheel-venv/bin/pip install --quiet --constraint $(CONSTRAINTS) \
+		--requirement <($(BIN)/python -c '$(dependencies)')
 	@touch $@
 
 wheel-check: venv build/wheel-venv/.made ## Build the wheel, install it on its own and run it

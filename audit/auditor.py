@@ -30,10 +30,11 @@ from audit.model.pieces import InPieces
 from audit.model.sampling import SamplerSettings
 from audit.reference.images import in_chunks, pixel_vectors, to_bytes
 from audit.reference.reference_set import ReferenceSet
-from audit.report import ReferenceUsed, Report, library_versions
+from audit.report import ReferenceUsed, Report
 from audit.verdict.calibration import Calibration
 from audit.verdict.decision import Screened, decide, screen
 from audit.verdict.features import NOISE_LEVELS, TRACED
+from audit.version import library_versions
 from audit.work import Progress, Work
 
 #: Latent sizes that an auditor remembers how to screen at.

@@ -31,12 +31,13 @@ from audit.model.denoiser import Denoiser
 from audit.model.memory import in_halves
 from audit.model.sampling import SCHEDULERS, SamplerSettings
 from audit.reference.images import to_float, with_channels
-from audit.report import Cost, ReferenceUsed, library_versions
+from audit.report import Cost, ReferenceUsed
 from audit.verdict.calibration import Calibration
 from audit.verdict.decision import DECIDED, Measurement
 from audit.verdict.existing import conclude
 from audit.verdict.features import NOISE_LEVELS
 from audit.verdict.rule import CLASSES, PhaseClass
+from audit.version import library_versions
 from audit.work import Progress, Work
 
 if TYPE_CHECKING:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
-from importlib.metadata import version
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,9 +123,3 @@ class Report:
     images: NDArray[np.uint8] | None
     explanation: Explanation | None = None
     gaps: tuple[Gap, ...] = ()
-
-
-@cache
-def library_versions() -> dict[str, str]:
-    """Versions of the libraries that decide numbers."""
-    return {name: version(name) for name in ("torch", "diffusers", "transformers", "open_clip_torch", "faiss-cpu")}

@@ -1,4 +1,4 @@
-"""Which Basin this is. Imports nothing heavy."""
+"""Which Basin this is, and which libraries it works with. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -13,3 +13,9 @@ def basin_version() -> str:
         return version("basin-audit")
     except PackageNotFoundError:
         return "0"
+
+
+@cache
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that decide numbers."""
+    return {name: version(name) for name in ("torch", "diffusers", "transformers", "open_clip_torch", "faiss-cpu")}

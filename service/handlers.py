@@ -16,7 +16,6 @@ import structlog
 
 from audit.errors import InvalidInput
 from audit.model.sampling import SCHEDULERS
-from audit.report import library_versions
 from audit.v1 import (
     audit_pb2,
     audit_pb2_grpc,
@@ -28,7 +27,7 @@ from audit.v1 import (
     reference_pb2_grpc,
     report_pb2,
 )
-from audit.version import basin_version
+from audit.version import basin_version, library_versions
 from service.audit_log import tell
 from service.audits import Audits
 from service.calls import Context, code_of_cancellation, send, span

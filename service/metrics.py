@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
@@ -13,9 +15,8 @@ import prometheus_client
 import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
-from audit.report import library_versions
 from audit.verdict.rule import CLASSES
-from audit.version import basin_version
+from audit.version import basin_version, library_versions
 from service.config import ConfigError
 from service.config_parts import split_address
 from service.store.records import BATCH_STATES, TASK_STATES
@@ -350,17 +351,22 @@ class MetricsServer:
     """
 
     def __init__(self, metrics: Metrics, address: str) -> None:
-        host, port = split_address(address)
+        self._host, port = split_address(address)
         self._server: WSGIServer
         self._thread: threading.Thread
         try:
-            self._server, self._thread = prometheus_client.start_http_server(port, host, metrics.registry)
+            self._server, self._thread = prometheus_client.start_http_server(port, self._host, metrics.registry)
         except OSError as error:
             raise ConfigError(f"metrics: {address} cannot be bound: {error.strerror or error}") from error
         self.address = f"{address.rpartition(':')[0]}:{self._server.server_port}"
 
     def close(self) -> None:
         """Stop answering and free the port."""
-        self._server.shutdown()
+        ending = threading.Thread(target=self._server.shutdown)
+        ending.start()
+        # It looks whether to end when somebody calls, or else twice a second.
+        with contextlib.suppress(OSError):
+            socket.create_connection((self._host, self._server.server_port), timeout=1).close()
+        ending.join()
         self._server.server_close()
         self._thread.join()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -39,6 +40,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((rank for rank, name in enumerate(LONGEST) if path.endswith(name)), len(LONGEST))
 
     items.sort(key=rank)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported is no garbage; to look through it takes as long as a short test, wherever a server ends."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

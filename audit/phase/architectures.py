@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from diffusers import UNet2DModel
 from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -143,6 +142,8 @@ class UNet(nn.Module):
     """
 
     def __init__(self, width: int, shape: Sequence[int], levels: _Levels = _SMALL) -> None:
+        from diffusers import UNet2DModel  # takes as long as torch, and the other architectures do without
+
         super().__init__()
         channels, height, side = shape
         kinds = ["Attn" if level == levels.attention else "" for level in range(len(levels.widths))]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 #: Weight of the KL term: latents stay bounded, reconstruction decides.
 KL_WEIGHT = 1e-6
@@ -40,6 +42,8 @@ def build_autoencoder(widths: Sequence[int], channels: int = 1, side: int = 32) 
         channels: of the images.
         side: of the images.
     """
+    from diffusers import AutoencoderKL  # takes as long as torch, and pixel space does without
+
     return AutoencoderKL(
         in_channels=channels,
         out_channels=channels,
@@ -79,7 +83,7 @@ def train_autoencoder(
     trained = fit(
         "autoencoder", nn.ModuleDict({"vae": vae}), loss, steps=steps, learning_rate=2e-3, ema_decay=0.995, seed=seed
     )["vae"]
-    vae = cast(AutoencoderKL, trained)
+    vae = cast("AutoencoderKL", trained)
     vae.register_to_config(scaling_factor=1.0 / float(encode(vae, pixels, scale=1.0).std()))
     return vae
 

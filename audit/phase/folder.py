@@ -28,7 +28,7 @@ from pydantic import ValidationError
 
 from audit.errors import InvalidInput
 from audit.phase.sweep import Network, Sweep
-from audit.report import library_versions
+from audit.version import library_versions
 
 FORMAT = 1
 

@@ -17,7 +17,7 @@ from audit.phase.folder import write_whole
 from audit.phase.story import Story
 from audit.phase.toy import SIGMA_SHOWN, SIGMAS_COMPARED
 from audit.phase.transition import Estimate
-from audit.report import library_versions
+from audit.version import library_versions
 
 #: Dots per inch of PNG files.
 RESOLUTION = 130

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from numpy.typing import NDArray
 from safetensors.torch import save
@@ -20,6 +20,9 @@ from audit.phase.folder import RunFolder, read_arrays, write_arrays, write_whole
 from audit.phase.sweep import Sweep
 from audit.phase.training import fit
 from audit.reference.images import to_float
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ def open_space(run: Path, kind: str, data: DataSet, source: Path | None) -> Spac
     if kind == "pixel":
         images = as_images(load_data(data, source).images)
         return Space(images, images, None)
+    from diffusers import AutoencoderKL  # takes as long as torch, and pixel space does without
+
     folder = RunFolder(run).autoencoder
     vae = AutoencoderKL.from_pretrained(folder, local_files_only=True).eval().requires_grad_(False)
     encoded = read_arrays(folder / "encoded.npz")

@@ -58,7 +58,7 @@ def _recalibrate(folder: Path) -> None:
 def test_a_checkpoint_that_is_unloaded(batch_client: Client) -> None:
     """It goes at once; the batch does what it can do without it, waits, lets others pass, and goes on after a load."""
     how = slow("strict", "demo")
-    id_ = create(batch_client, [f"unloaded {number}" for number in range(16)], how)
+    id_ = create(batch_client, [f"unloaded {number}" for number in range(10)], how)
     begun(batch_client, id_)
     unload(batch_client, "strict")
     assert get(batch_client, id_).progress.open
