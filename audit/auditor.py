@@ -25,8 +25,6 @@ from audit.inputs import Inputs
 from audit.inspection import Inspection, inspect
 from audit.model.checkpoint import Checkpoint
 from audit.model.denoiser import Condition, Denoiser, concatenate
-from audit.model.memory import in_halves
-from audit.model.pieces import InPieces
 from audit.model.sampling import SamplerSettings
 from audit.reference.images import in_chunks, pixel_vectors, to_bytes
 from audit.reference.reference_set import ReferenceSet
@@ -61,7 +59,7 @@ class Auditor(Inputs):
         calibration: the built-in defaults when None.
 
     Attributes:
-        denoiser: the checkpoint's, in as many rows at once as memory suffices for.
+        denoiser: the checkpoint's.
         finder: of nearest references; None without a reference set.
     """
 
@@ -74,7 +72,7 @@ class Auditor(Inputs):
         from audit.demo import default_calibration
 
         super().__init__(checkpoint, calibration or default_calibration())
-        self.denoiser = InPieces(checkpoint.denoiser)
+        self.denoiser = checkpoint.denoiser
         self.reference = reference
         self.finder = None if reference is None else NeighborFinder(reference, checkpoint)
         self._screens: dict[tuple[tuple[int, ...], float | None], Screen] = {}
@@ -249,7 +247,7 @@ class Auditor(Inputs):
         with work.stage("sampling"):
             samples = self.checkpoint.sample(sampler, given.condition, given.unconditional, seeds, work.denoiser)
         with work.stage("decoding"):
-            images = in_halves(self._decode, samples.latents)
+            images = self.checkpoint.decode(samples.latents).cpu()
         require_finite(bool(samples.latents.isfinite().all() and images.isfinite().all()), "images")
         work.check()
         with work.stage("searching"):
@@ -346,9 +344,6 @@ class Auditor(Inputs):
                 found = Screen(denoiser, shape, empty, device=checkpoint.device, dtype=checkpoint.dtype)
                 self._screens[kind] = found
             return found
-
-    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
-        return self.checkpoint.decode(latents).cpu()
 
     def reference_used(self, neighbors: Neighbors | None, *, include_images: bool = False) -> ReferenceUsed | None:
         """What of the reference set belongs into a report of these neighbours."""

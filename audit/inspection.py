@@ -28,7 +28,6 @@ from audit.evidence.existing import TRIALS, Basin, Found, measure_return, stride
 from audit.evidence.neighbors import Neighbors
 from audit.evidence.smoothed import SmoothedTrace, measure_smoothed_trace
 from audit.model.denoiser import Denoiser
-from audit.model.memory import in_halves
 from audit.model.sampling import SCHEDULERS, SamplerSettings
 from audit.reference.images import to_float, with_channels
 from audit.report import Cost, ReferenceUsed
@@ -204,8 +203,7 @@ def inspect(
 
     def apart(latents: Tensor) -> Tensor:
         """Pixel distance to the image of each of the latents."""
-        images = in_halves(lambda part: checkpoint.decode(part).cpu(), latents)
-        return (auditor.vectors(images) - own).double().norm(dim=1)
+        return (auditor.vectors(checkpoint.decode(latents).cpu()) - own).double().norm(dim=1)
 
     work.check()
     with work.stage("searching"):

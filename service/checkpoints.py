@@ -343,7 +343,9 @@ class CheckpointRegistry:
             source = CheckpointSource.parse(entry.source)
             if entry.calibration is not None and not source.calibration:
                 source = replace(source, calibration=str(entry.calibration))
-            loaded = load_checkpoint(source, name=id_, device=entry.device, dtype=getattr(torch, entry.dtype))
+            loaded = load_checkpoint(
+                source, name=id_, device=entry.device, dtype=getattr(torch, entry.dtype), offload=entry.offload
+            )
             calibration = load_calibration(source) or default_calibration()
         except AuditError:
             raise

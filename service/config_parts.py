@@ -73,6 +73,7 @@ class CheckpointEntry(Part):
         dtype: precision of the weights.
         calibration: its calibration file, unless the source names one; calibration.json in a folder when None.
         preload: whether it is loaded when the server starts.
+        offload: whether text encoders and autoencoder wait on the CPU until they are used.
     """
 
     source: Annotated[str, AfterValidator(_source)]
@@ -80,6 +81,7 @@ class CheckpointEntry(Part):
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     calibration: Path | None = None
     preload: bool = True
+    offload: bool = False
 
     @model_validator(mode="before")
     @classmethod

@@ -38,6 +38,7 @@ class LocalAudits:
         reference: a reference set's folder, "demo", or "" for none.
         device: a torch device.
         dtype: a key of `DTYPES`.
+        offload: whether text encoders and autoencoder wait on the CPU until they are used.
 
     Raises:
         NotFound: there is no such folder.
@@ -46,8 +47,16 @@ class LocalAudits:
         InvalidInput: no such device or precision.
     """
 
-    def __init__(self, checkpoint: str, reference: str = "", *, device: str = "cpu", dtype: str = "float32") -> None:
-        loaded, calibration = open_checkpoint(checkpoint, device, dtype)
+    def __init__(
+        self,
+        checkpoint: str,
+        reference: str = "",
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        offload: bool = False,
+    ) -> None:
+        loaded, calibration = open_checkpoint(checkpoint, device, dtype, offload)
         self._auditor = Auditor(loaded, open_reference(reference) if reference else None, calibration)
         self._closed = threading.Event()
 
@@ -107,13 +116,16 @@ class LocalAudits:
             raise Stopped("the audit was stopped", reason="AUDIT_STOPPED")
 
 
-def open_checkpoint(checkpoint: str, device: str, dtype: str) -> tuple[Checkpoint, Calibration | None]:
+def open_checkpoint(
+    checkpoint: str, device: str, dtype: str, offload: bool = False
+) -> tuple[Checkpoint, Calibration | None]:
     """A checkpoint and its own calibration, if it has one.
 
     Args:
         checkpoint: see `find_source`.
         device: a torch device.
         dtype: a key of `DTYPES`.
+        offload: whether text encoders and autoencoder wait on the CPU until they are used.
 
     Raises:
         NotFound: there is no such folder.
@@ -126,7 +138,7 @@ def open_checkpoint(checkpoint: str, device: str, dtype: str) -> tuple[Checkpoin
         )
     _check_device(device)
     source = find_source(checkpoint)
-    loaded = load_checkpoint(source, name=name_of(checkpoint), device=device, dtype=DTYPES[dtype])
+    loaded = load_checkpoint(source, name=name_of(checkpoint), device=device, dtype=DTYPES[dtype], offload=offload)
     return loaded, load_calibration(source)
 
 

@@ -47,6 +47,7 @@ class Wanted:
         false_discoveries: expected share of errors among the prompts that count as found.
         device: a torch device.
         dtype: a key of `service.local.DTYPES`.
+        offload: whether text encoders and autoencoders wait on the CPU until they are used.
         retry_failed: whether what was set aside is tried again.
     """
 
@@ -59,6 +60,7 @@ class Wanted:
     false_discoveries: float = FALSE_DISCOVERY_RATE
     device: str = "cpu"
     dtype: str = "float32"
+    offload: bool = False
     retry_failed: bool = False
 
 
@@ -178,6 +180,7 @@ class LocalBatch:
             calibration=self._calibrations[self.names[name]],
             device=wanted.device,
             dtype=wanted.dtype,
+            offload=wanted.offload,
             include_images=wanted.pictures is not Pictures.NONE,
         )
 
@@ -189,7 +192,8 @@ class LocalBatch:
         """The checkpoint of a folder; the last one is kept, since it is needed twice."""
         if self._opened is None or self._opened[0] != folder:
             self._opened = None  # one at a time in memory
-            self._opened = folder, open_checkpoint(folder, self.wanted.device, self.wanted.dtype)
+            wanted = self.wanted
+            self._opened = folder, open_checkpoint(folder, wanted.device, wanted.dtype, wanted.offload)
             self._calibrations[folder] = self._opened[1][1]
         return self._opened[1]
 

@@ -38,6 +38,7 @@ class Source:
         device: a torch device.
         dtype: a key of `service.local.DTYPES`.
         include_images: whether reports keep their pictures.
+        offload: whether text encoders and autoencoder wait on the CPU until they are used.
     """
 
     checkpoint: str
@@ -47,6 +48,7 @@ class Source:
     device: str
     dtype: str
     include_images: bool
+    offload: bool = False
 
 
 class Runner(Protocol):
@@ -184,7 +186,7 @@ def run_copy(source: Source) -> Iterator[LocalWorkers]:
         InvalidInput: there is no such device, or what is loaded is not what is to be audited.
     """
     with alone():
-        loaded, _ = open_checkpoint(source.checkpoint, source.device, source.dtype)
+        loaded, _ = open_checkpoint(source.checkpoint, source.device, source.dtype, source.offload)
         reference = open_reference(source.reference) if source.reference else None
         with run_here(source, lambda: Auditor(loaded, reference, source.calibration)) as workers:
             yield workers

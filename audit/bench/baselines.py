@@ -177,7 +177,7 @@ class Baselines:
         images = self._checkpoint.decode(latents).cpu()
 
         def array(values: torch.Tensor) -> NDArray[np.float64]:
-            return values.double().cpu().numpy()
+            return values.cpu().double().numpy()
 
         return _Prompt(
             norm=array(detectors.wen(first)),

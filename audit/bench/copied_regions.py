@@ -107,7 +107,7 @@ def measure_captions(
         distance = _distance(latents, own, torch.from_numpy(mask))
         for name, values in maps.items():
             for method, cells in ((name, values), (f"{name}, smooth", smooth(values))):
-                found = cells.double().cpu().numpy()
+                found = cells.cpu().double().numpy()
                 yield Found(
                     caption=caption,
                     half=half,

@@ -105,9 +105,9 @@ def carlini(images: Tensor) -> NDArray[np.float64]:
         images: (n, channels, height, width).
     """
     n, _, height, width = images.shape
-    tiles = images.double().unfold(2, height // TILES, height // TILES).unfold(3, width // TILES, width // TILES)
+    tiles = images.cpu().double().unfold(2, height // TILES, height // TILES).unfold(3, width // TILES, width // TILES)
     flat = tiles.permute(2, 3, 0, 1, 4, 5).reshape(TILES * TILES, n, -1)
-    return np.max([pairwise_distances(tile) for tile in flat.cpu()], axis=0)
+    return np.max([pairwise_distances(tile) for tile in flat], axis=0)
 
 
 def closest_pair(distances: NDArray[np.float64]) -> float:

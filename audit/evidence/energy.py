@@ -72,7 +72,7 @@ def relative_energy(
         x = (of_a[None] * chunk[:, None] + of_b[None] * b).flatten(0, 1)
         speed = (speed_a[None] * chunk[:, None] + speed_b[None] * b).flatten(0, 1)
         noise = denoiser(x, torch.full((len(x),), t, device=x.device), repeat(condition, len(x)))
-        slope = (noise.double() * speed.double()).flatten(1).sum(1).cpu() / float(sigma)
+        slope = (noise.cpu().double() * speed.cpu().double()).flatten(1).sum(1) / float(sigma)
         energies.append(slope.reshape(len(chunk), nodes) @ step)
     return torch.cat(energies)
 
@@ -99,19 +99,21 @@ def absolute_energy(denoiser: Denoiser, points: Tensor, t: int, condition: Condi
     times = torch.as_tensor(np.interp(levels.numpy(), ratio.numpy(), usable.numpy().astype(np.float64)))
     alphas, sigmas = (table.double() for table in schedule.at(times, torch.zeros(steps + 1, 1, dtype=torch.float64)))
     noise_to_signal = (sigmas / alphas).flatten()
+    # Half precision has too few digits for them, and mps no float64.
+    clock = torch.promote_types(points.dtype, torch.float32)
 
     def slopes(y: Tensor, index: int) -> tuple[Tensor, Tensor]:
         """dy/dς and d log p/dς."""
-        x, time = (y * float(alphas[index])).to(points), times[index].expand(len(y))
+        x, time = (y * float(alphas[index])).to(points), times[index].to(clock).to(points.device).expand(len(y))
         many = repeat(condition, len(y))
         trace = torch.zeros(len(y), dtype=torch.float64)
         for axis in range(d):
             direction = torch.zeros(len(y), d, dtype=torch.float64)
             direction[:, axis] = 1
             trace += jacobian_product(denoiser, x, time, many, direction, rows=2 * len(y))[:, axis]
-        return denoiser(x, time.to(x.device), many).double(), -float(alphas[index]) * trace
+        return denoiser.precise(x, time, many), -float(alphas[index]) * trace
 
-    y = points.double() / float(alphas[0])
+    y = points.cpu().double() / float(alphas[0])
     change = torch.zeros(len(points), dtype=torch.float64)
     for index in range(steps):
         drift, growth = slopes(y, index)
@@ -120,6 +122,6 @@ def absolute_energy(denoiser: Denoiser, points: Tensor, t: int, condition: Condi
         y = y + step * (drift + ahead) / 2
         change += step * (growth + growth_ahead) / 2
     largest = float(noise_to_signal[-1])
-    at_end = -y.flatten(1).square().sum(1).cpu() / (2 * largest**2) - d / 2 * math.log(2 * math.pi * largest**2)
+    at_end = -y.flatten(1).square().sum(1) / (2 * largest**2) - d / 2 * math.log(2 * math.pi * largest**2)
     # log p(x) = log p(y) − d log α; at the end log p(y) is at_end, and going back undoes the change.
     return -(at_end - change - d * math.log(float(alphas[0])))

@@ -117,7 +117,7 @@ def measure_return(
     unchanged = 0
     for timestep in basins.timesteps.tolist():
         alpha, sigma = denoiser.schedule.at(torch.tensor([timestep]), latent)
-        if float(same(latent + sigma / alpha * noise).double().mean()) < SHARE:
+        if float(same(latent + sigma / alpha * noise).float().mean()) < SHARE:
             break
         unchanged = timestep
     return Basin(

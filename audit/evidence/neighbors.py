@@ -20,7 +20,6 @@ from torch import Tensor
 
 from audit.evidence.reconstructions import Reconstructions
 from audit.model.checkpoint import Checkpoint
-from audit.model.memory import in_halves
 from audit.reference.images import in_chunks, with_channels
 from audit.reference.reference_set import ReferenceSet
 
@@ -114,7 +113,7 @@ class NeighborFinder:
         return with_channels(images, self.checkpoint.image_channels)
 
     def _trip(self, images: Tensor) -> Tensor:
-        return in_halves(lambda part: self.checkpoint.decode(self.checkpoint.encode(part)).cpu(), images)
+        return self.checkpoint.decode(self.checkpoint.encode(images)).cpu()
 
     def find(self, images: Tensor) -> Neighbors:
         """Nearest reference of each sample.

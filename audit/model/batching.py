@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from audit.model.denoiser import Condition, Denoiser, concatenate
+from audit.model.denoiser import Condition, Denoiser, concatenate, kind_of_rows
 from audit.model.memory import free_memory, is_out_of_memory
 
 #: Forward passes that a call from the background lets go first.
@@ -42,8 +42,7 @@ class _Request:
     @property
     def kind(self) -> tuple[object, ...]:
         """Only requests of the same kind fit into one forward pass."""
-        parts = tuple((name, tensor.shape[1:], tensor.dtype) for name, tensor in sorted(self.condition.items()))
-        return (self.x.shape[1:], self.x.dtype, parts)
+        return kind_of_rows(self.x, self.condition)
 
     @property
     def waits_behind(self) -> bool:

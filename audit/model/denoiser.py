@@ -78,7 +78,9 @@ class Schedule:
             noise: shape (n, ...).
             t: timesteps, shape (n,) or ().
         """
-        alpha, sigma = self.at(t, noise.double())
+        alpha, sigma = self.at(
+            t, noise.new_empty(len(noise), *[1] * (noise.dim() - 1), dtype=torch.float64, device="cpu")
+        )
         return noise * (alpha.square() + sigma.square()).sqrt().to(noise)
 
     def at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,7 +90,7 @@ class Schedule:
             t: timesteps, shape (n,) or (); fractional ones are interpolated between their neighbours.
             like: shape (n, ...); gives dtype, device and number of dimensions.
         """
-        position = t.double().clamp(0, len(self) - 1).cpu()
+        position = t.cpu().double().clamp(0, len(self) - 1)  # mps has no float64
         low = position.floor().long()
         high = position.ceil().long()
         weight = position - low
@@ -192,6 +194,12 @@ class MeteredDenoiser(Denoiser):
         self.check()
         self.evaluations += len(x)
         return self.inner.native(x, t, condition)
+
+
+def kind_of_rows(x: Tensor, condition: Condition) -> tuple[object, ...]:
+    """What rows must have in common to be evaluated together, and take the same memory for."""
+    parts = tuple((name, tensor.shape[1:], tensor.dtype) for name, tensor in sorted(condition.items()))
+    return (x.shape[1:], x.dtype, parts)
 
 
 def repeat(condition: Condition, times: int) -> Condition:

@@ -34,7 +34,8 @@ class EmpiricalDenoiser(Denoiser):
 
     def __init__(self, points: Tensor, priors: Tensor, schedule: Schedule) -> None:
         self.points = points
-        self.log_priors = (priors.double() / priors.double().sum(1, keepdim=True)).log().to(points)
+        priors = priors.cpu().double()
+        self.log_priors = (priors / priors.sum(1, keepdim=True)).log().to(points)
         self.schedule = schedule
 
     def condition(self, prompt: int) -> Condition:

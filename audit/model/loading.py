@@ -11,6 +11,7 @@ import torch
 from audit.errors import AuditError, BrokenCheckpoint
 from audit.model.checkpoint import Checkpoint
 from audit.model.checkpoint_source import CheckpointSource
+from audit.model.pieces import in_pieces
 from audit.model.sources import Source, open_source
 
 #: Side of the latents of the image that is drawn when a checkpoint was loaded, and its steps.
@@ -20,7 +21,12 @@ _FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/'\":,]+/)*")
 
 
 def load_checkpoint(
-    source: CheckpointSource | Path | str, *, name: str = "", device: str = "cpu", dtype: torch.dtype = torch.float32
+    source: CheckpointSource | Path | str,
+    *,
+    name: str = "",
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    offload: bool = False,
 ) -> Checkpoint:
     """Load a checkpoint. Only safetensors weights are read; no code that comes with them is ever run.
 
@@ -29,10 +35,11 @@ def load_checkpoint(
         name: what people call it; the source's own name when "".
         device: a torch device.
         dtype: the weights' precision.
+        offload: whether text encoders and autoencoder are on the device only while they are used.
 
     Raises:
         NotFound: there is no such folder, file or repository.
-        InvalidInput: the string names no source.
+        InvalidInput: the string names no source, or the device is the CPU, from which nothing is offloaded.
         BrokenCheckpoint: it is no checkpoint, of an unsupported family, damaged, unsafe, its weights are pickled, or
             its parts do not fit together.
     """
@@ -40,7 +47,7 @@ def load_checkpoint(
         source = CheckpointSource.parse(source) if isinstance(source, str) else CheckpointSource(str(source))
     name = name or source.name
     try:
-        checkpoint = see(open_source(source, torch.device(device), dtype), name)
+        checkpoint = see(open_source(source, torch.device(device), dtype, offload=offload), name)
         _try_out(checkpoint)
         return checkpoint
     except BrokenCheckpoint as error:
@@ -62,7 +69,9 @@ def see(source: Source, name: str) -> Checkpoint:
     Raises:
         BrokenCheckpoint: its parts do not fit together.
     """
-    model = source.family.adapt(source.pipeline)
+    model = in_pieces(source.family.adapt(source.pipeline))
+    if source.offloaded is not None:
+        model = source.offloaded.bring(model)
     return Checkpoint(
         **vars(model),
         name=name,

@@ -1,29 +1,31 @@
-"""A denoiser that makes do with the memory that there is."""
+"""A model that makes do with the memory that there is."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from audit.model.denoiser import Condition, Denoiser
-from audit.model.memory import free_memory, is_out_of_memory
+from audit.model.checkpoint import Model
+from audit.model.denoiser import Condition, Denoiser, kind_of_rows
+from audit.model.memory import Pieces
 
 
 class InPieces(Denoiser):
-    """Evaluates as many rows at once as memory suffices for, down to single ones, and remembers how many these were.
+    """Evaluates as many rows at once as memory suffices for; see `audit.model.memory.Pieces`.
 
     Args:
         inner: of every row on its own.
-
-    Attributes:
-        max_rows: most rows at once; None for any number.
+        device: where it computes; None looks at no free memory.
     """
 
-    def __init__(self, inner: Denoiser) -> None:
+    def __init__(self, inner: Denoiser, device: torch.device | None = None) -> None:
         self.inner = inner
         self.schedule = inner.schedule
         self.prediction_type = inner.prediction_type
-        self.max_rows: int | None = None
+        self.pieces = Pieces(device)
 
     def native(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """See `Denoiser.native`.
@@ -31,25 +33,23 @@ class InPieces(Denoiser):
         Raises:
             Exception: what the inner one raises; that memory does not suffice only of a single row.
         """
-        outputs: list[Tensor] = []
-        start = 0
-        while start < len(x):
-            part = slice(start, start + min(self.max_rows or len(x), len(x) - start))
-            found = self._try(x[part], t[part], {name: tensor[part] for name, tensor in condition.items()})
-            if found is None:
-                # Outside of the handler, since the error holds on to the frames that hold the memory.
-                self.max_rows = (part.stop - part.start) // 2
-                free_memory()
-            else:
-                outputs.append(found)
-                start = part.stop
-        return torch.cat(outputs) if outputs else torch.empty_like(x)
 
-    def _try(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor | None:
-        """None where memory does not suffice for several rows."""
-        try:
-            return self.inner.native(x, t, condition)
-        except (RuntimeError, MemoryError) as error:
-            if len(x) < 2 or not is_out_of_memory(error):
-                raise
-            return None
+        def evaluate(part: slice) -> Tensor:
+            return self.inner.native(x[part], t[part], {name: tensor[part] for name, tensor in condition.items()})
+
+        return self.pieces.run(evaluate, len(x), kind_of_rows(x, condition)) if len(x) else torch.empty_like(x)
+
+
+def in_pieces(model: Model) -> Model:
+    """The same model, which evaluates, decodes and encodes as many rows at once as memory suffices for."""
+    return replace(
+        model,
+        denoiser=InPieces(model.denoiser, model.device),
+        decode=_by_pieces(model.decode, model.device),
+        encode=_by_pieces(model.encode, model.device),
+    )
+
+
+def _by_pieces(function: Callable[[Tensor], Tensor], device: torch.device) -> Callable[[Tensor], Tensor]:
+    pieces = Pieces(device)
+    return lambda rows: pieces.run(lambda part: function(rows[part]), len(rows), (rows.shape[1:], rows.dtype))

@@ -26,10 +26,13 @@ from audit.model.files import PICKLES, broken, digest_files, digest_lines, read_
 from audit.model.headers import elements, read_header, read_headers
 from audit.model.hub import locate
 from audit.model.networks import is_network, load_network, vet_weights, weight_files
+from audit.model.offload import Offloaded, require_offloadable
 from audit.model.single_file import load_networks
 from audit.model.vetting import vet_folder, vet_part
 
 INDEX = "model_index.json"
+#: Names that diffusers' pipelines have for the network that denoises.
+DENOISING = ("unet", "transformer")
 #: Names of the files of a part, as digests have them, to the files.
 Files = Mapping[str, Path]
 
@@ -44,6 +47,7 @@ class Source:
         files: that it was made of, by part; what is no part's under "".
         added: digests of the adapters on top and how they are used, in this order.
         source: where it is from, with the commit of a repository.
+        offloaded: what waits on the CPU; None where everything is on the device.
     """
 
     pipeline: Any
@@ -51,6 +55,7 @@ class Source:
     files: Mapping[str, Files]
     added: Sequence[str]
     source: CheckpointSource
+    offloaded: Offloaded | None = None
 
     @property
     def digest(self) -> str:
@@ -64,19 +69,23 @@ class Source:
         return digest_files(self.files.get(self.family.autoencoder, {}))
 
 
-def open_source(source: CheckpointSource, device: torch.device, dtype: torch.dtype) -> Source:
+def open_source(source: CheckpointSource, device: torch.device, dtype: torch.dtype, *, offload: bool = False) -> Source:
     """Load a pipeline. Only safetensors weights are read, and only after they were looked through.
 
     Args:
         source: where it is.
         device: where the networks go.
         dtype: their precision.
+        offload: whether those that do not denoise wait on the CPU until they are used.
 
     Raises:
+        InvalidInput: there is nothing to offload from.
         NotFound: there is no such folder, file or repository.
         BrokenCheckpoint: it is of no supported family, incomplete, unsafe, or its weights are pickled.
         Exception: whatever the libraries raise for a damaged file.
     """
+    if offload:
+        require_offloadable(device)
     base = locate(source.base, source.variant)
     if find_repository(source.base):
         source = replace(source, base=f"{source.base.partition('@')[0]}@{base.name}")
@@ -121,10 +130,15 @@ def open_source(source: CheckpointSource, device: torch.device, dtype: torch.dty
         files[""] = {INDEX: folder / INDEX}
     pipeline = _make(family, parts, options)
     added = add_adapters(pipeline, source)
+    waiting = []
     for part, kind in kinds.items():
         if is_network(kind):
-            getattr(pipeline, part).to(device).eval().requires_grad_(False)
-    return Source(pipeline, family, files, added, source)
+            network = getattr(pipeline, part).eval().requires_grad_(False)
+            if offload and part not in DENOISING:
+                waiting.append(network)
+            else:
+                network.to(device)
+    return Source(pipeline, family, files, added, source, Offloaded(waiting, device) if waiting else None)
 
 
 def weights_bytes(source: CheckpointSource, dtype: torch.dtype) -> int:

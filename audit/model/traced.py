@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from audit.model.memory import is_out_of_memory
 
@@ -33,7 +34,7 @@ _lock = threading.Lock()
 class Traced:
     """A network that is recorded when inputs of a kind come first. Safe to use from several threads.
 
-    Only on a CPU and without gradients; otherwise the network runs as it is.
+    Only on a CPU, without gradients and where nobody watches the operations; otherwise the network runs as it is.
 
     Args:
         network: whose rows do not depend on each other. Weights may change, what it computes may not.
@@ -48,7 +49,8 @@ class Traced:
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """The network's output."""
-        if torch.is_grad_enabled() or any(value.device.type != "cpu" for value in inputs):
+        watched = _get_current_dispatch_mode() is not None
+        if watched or torch.is_grad_enabled() or any(value.device.type != "cpu" for value in inputs):
             return self._call(*inputs)
         graph = self._graph(inputs)
         return self._call(*inputs) if graph is None else self._run(graph, inputs)

@@ -95,6 +95,7 @@ def audit(
     curvature: options.Curvature = "",
     device: Annotated[str, typer.Option(help="With --local: where the weights go, such as cuda.")] = "",
     dtype: Annotated[str, typer.Option(help="With --local: float32, float16 or bfloat16.")] = "",
+    offload: options.Offload = False,
     timeout: Annotated[
         float | None, typer.Option(callback=options.finite, help="Seconds that one audit may take on the server.")
     ] = None,
@@ -119,10 +120,10 @@ def audit(
         from service.contact_sheet import check_contact_sheet
 
         check_contact_sheet(len(requests), image)
-    options.check_where(context, local=local, timeout=timeout, device=device, dtype=dtype)
+    options.check_where(context, local=local, timeout=timeout, device=device, dtype=dtype, offload=offload)
     if local:
         with messages().status("loading the checkpoint"):
-            source, in_flight = open_local(checkpoint, reference, device, dtype), 1
+            source, in_flight = open_local(checkpoint, reference, device, dtype, offload), 1
     else:
         source, in_flight = open_server(server or options.DEFAULT_SERVER, timeout, len(requests))
     if depth is options.Depth.SCREEN:
@@ -207,11 +208,11 @@ def collect_prompts(given: Sequence[str], file: str) -> list[str]:
     return found
 
 
-def open_local(checkpoint: str, reference: str, device: str, dtype: str) -> Source:
+def open_local(checkpoint: str, reference: str, device: str, dtype: str, offload: bool) -> Source:
     """The source of `--local`."""
     from service.local import DEMO, LocalAudits
 
-    return LocalAudits(checkpoint or DEMO, reference, device=device or "cpu", dtype=dtype or "float32")
+    return LocalAudits(checkpoint or DEMO, reference, device=device or "cpu", dtype=dtype or "float32", offload=offload)
 
 
 def open_server(target: str, timeout: float | None, audits: int) -> tuple[Source, int]:

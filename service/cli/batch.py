@@ -59,6 +59,7 @@ def run(
     curvature: options.Curvature = "",
     device: Annotated[str, typer.Option(help="Where the weights go, such as cuda.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    offload: options.Offload = False,
     runner: options.Runner = "local",
     ray_address: options.RayAddress = "auto",
     ray_workers: options.RayWorkers = 0,
@@ -94,6 +95,7 @@ def run(
             false_discoveries=false_discoveries,
             device=device,
             dtype=dtype,
+            offload=offload,
             retry_failed=retry_failed,
         )
         ray = RayOptions(ray_address, ray_workers, ray_cpus, ray_gpus)

@@ -48,6 +48,7 @@ def calibrate(
     eta: options.Eta = None,
     device: Annotated[str, typer.Option(help="Where the weights go, such as cuda.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    offload: options.Offload = False,
 ) -> None:
     """Learn what is usual of a checkpoint from ordinary prompts. Nobody has to know what they give.
 
@@ -64,7 +65,7 @@ def calibrate(
         from audit.calibrate import calibrate
         from service.local import DEMO, find_source, open_checkpoint, open_reference
 
-        loaded, _ = open_checkpoint(checkpoint, device, dtype)
+        loaded, _ = open_checkpoint(checkpoint, device, dtype, offload)
         auditor = Auditor(loaded, open_reference(reference) if reference else None)
         sampler = auditor.resolve_sampler(
             scheduler=scheduler or None,

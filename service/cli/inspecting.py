@@ -44,6 +44,7 @@ def inspect(
     eta: options.Eta = None,
     device: Annotated[str, typer.Option(help="With --local: where the weights go, such as cuda.")] = "",
     dtype: Annotated[str, typer.Option(help="With --local: float32, float16 or bfloat16.")] = "",
+    offload: options.Offload = False,
     timeout: Annotated[
         float | None, typer.Option(callback=options.finite, help="Seconds that it may take on the server.")
     ] = None,
@@ -54,7 +55,7 @@ def inspect(
     """
     flags = locals()
     asked = options.requested(flags, prompt=prompt, checkpoint=checkpoint, reference=reference)
-    options.check_where(context, local=local, timeout=timeout, device=device, dtype=dtype)
+    options.check_where(context, local=local, timeout=timeout, device=device, dtype=dtype, offload=offload)
     try:
         content = image.read_bytes()
     except OSError as error:
@@ -68,7 +69,7 @@ def inspect(
     )
     if local:
         with messages().status("loading the checkpoint"):
-            source = open_local(checkpoint, reference, device, dtype)
+            source = open_local(checkpoint, reference, device, dtype, offload)
     else:
         source, _ = open_server(server or options.DEFAULT_SERVER, timeout, 1)
     with closing(source):

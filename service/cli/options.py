@@ -26,7 +26,14 @@ RAY = "Ray"
 SOURCE = "a folder, OWNER/NAME@REVISION, or FILE.safetensors,config=FOLDER"
 
 
-def check_where(context: typer.Context, *, local: bool, timeout: float | None, device: str, dtype: str) -> None:
+Offload = Annotated[
+    bool, typer.Option("--offload", help="Keep text encoders and autoencoder on the device only while they are used.")
+]
+
+
+def check_where(
+    context: typer.Context, *, local: bool, timeout: float | None, device: str, dtype: str, offload: bool
+) -> None:
     """Refuse flags of a server with --local, and flags of --local without it.
 
     Raises:
@@ -35,8 +42,8 @@ def check_where(context: typer.Context, *, local: bool, timeout: float | None, d
     source = context.get_parameter_source("server")
     if local and ((source is not None and source.name == "COMMANDLINE") or timeout is not None):
         raise InvalidInput("--local audits without a server", reason="FLAGS_CONFLICT", field="local")
-    if not local and (device or dtype):
-        raise InvalidInput("--device and --dtype need --local", reason="FLAGS_CONFLICT", field="device")
+    if not local and (device or dtype or offload):
+        raise InvalidInput("--device, --dtype and --offload need --local", reason="FLAGS_CONFLICT", field="device")
 
 
 def client(server: str, *, timeout: float | None = None) -> BasinClient:

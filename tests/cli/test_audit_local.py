@@ -119,6 +119,7 @@ def test_a_bad_prompt_does_not_stop_the_others(basin: Basin, prompt: str) -> Non
         (("--curvature", "bogus", "x"), ["curvature", "bogus"]),
         (("--dtype", "float7", "x"), ["float7"]),
         (("--device", "bogus", "x"), ["bogus"]),
+        (("--offload", "x"), ["offload"]),
         (("--checkpoint", "missing", "x"), ["missing"]),
         (("--checkpoint", "broken", "x"), ["model_index.json"]),
         (("--checkpoint", "pickled", "x"), ["pickled", "safetensors"]),

@@ -71,6 +71,7 @@ def test_the_environment_does_not_forbid_local_audits(
         (("--size", "7", "x"), ["height"]),
         (("--timeout", "0.001", "x"), ["time"]),
         (("--device", "cuda", "x"), ["--local"]),
+        (("--offload", "x"), ["--local"]),
     ],
 )
 def test_refusals_are_one_line_and_the_server_lives_on(

@@ -41,7 +41,7 @@ def adapt(pipeline: DiTPipeline) -> Model:
     """See a DiT pipeline as a model."""
     transformer, scheduler = pipeline.transformer, pipeline.scheduler
     schedule, prediction_type = parts.diffusion(scheduler)
-    coder = parts.coder(pipeline.vae, transformer.dtype)
+    coder = parts.coder(pipeline.vae, transformer)
     channels, out = transformer.config.in_channels, transformer.out_channels
     parts.require_same_channels(channels, out // 2 if out == 2 * channels else out, coder.latent_channels)
     classes = transformer.config.num_embeds_ada_norm

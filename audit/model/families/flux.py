@@ -70,7 +70,7 @@ def adapt(pipeline: FluxPipeline) -> Model:
     """See a FLUX pipeline as a model."""
     transformer, scheduler = pipeline.transformer, pipeline.scheduler
     schedule = parts.flow(scheduler)
-    coder = parts.coder(pipeline.vae, transformer.dtype)
+    coder = parts.coder(pipeline.vae, transformer)
     config = transformer.config
     out_channels = config.out_channels or config.in_channels
     parts.require_same_channels(config.in_channels, out_channels, PATCH**2 * coder.latent_channels)

@@ -123,35 +123,37 @@ def _weights(network: Any) -> int:
     return sum(weight.numel() for weight in network.parameters())
 
 
-def coder(vae: Any, dtype: torch.dtype) -> Coder:
+def coder(vae: Any, network: Any) -> Coder:
     """See an `AutoencoderKL` or `VQModel` as a pair of functions.
 
     Args:
         vae: scaled by its configuration's scaling_factor, shift_factor, latents_mean and latents_std.
-        dtype: of the latents.
+        network: the one that denoises; where it is and computes, latents and images are.
     """
-    config, device = vae.config, vae.device
+    config, device, dtype = vae.config, network.device, network.dtype
     if dtype == torch.float16 and config.get("force_upcast", False):
         vae.to(torch.float32)  # it overflows in float16
     lay_out(vae)
     own = vae.dtype
-    mean, std = (_per_channel(config.get(name), device) for name in ("latents_mean", "latents_std"))
-    if mean is None or std is None:
-        mean = torch.full((1,), config.get("shift_factor") or 0.0, dtype=torch.float64, device=device)
-        std = torch.ones_like(mean)
-    scale = config.scaling_factor / std
+    means, deviations = config.get("latents_mean"), config.get("latents_std")
+    if means is None or deviations is None:
+        means, deviations = [config.get("shift_factor") or 0.0], [1.0]
+    mean, scale = (
+        torch.tensor(values, dtype=torch.float64).to(own).to(device).reshape(1, -1, 1, 1)
+        for values in (means, [config.scaling_factor / deviation for deviation in deviations])
+    )
     decoder = Traced(vae, "decode", lambda vae, latents: vae.decode(latents, return_dict=False)[0])
 
     @torch.inference_mode()
     def decode(latents: Tensor) -> Tensor:
-        unscaled = latents.to(device, own) / scale.to(own) + mean.to(own)
+        unscaled = latents.to(device, own) / scale + mean
         return decoder(unscaled).float().clamp(-1, 1)
 
     @torch.inference_mode()
     def encode(images: Tensor) -> Tensor:
         found = vae.encode(images.to(device, own))
         latents: Tensor = found.latents if hasattr(found, "latents") else found.latent_dist.mode()
-        return ((latents - mean.to(own)) * scale.to(own)).to(dtype)
+        return ((latents - mean) * scale).to(dtype)
 
     return Coder(
         decode=decode,
@@ -183,11 +185,6 @@ def common(pipeline: Any, network: Any, coder: Coder) -> dict[str, Any]:
         "encode": coder.encode,
         "parameters": sum(map(_weights, networks)),
     }
-
-
-def _per_channel(values: Sequence[float] | None, device: torch.device) -> Tensor | None:
-    """Shaped to multiply latents; None for none."""
-    return None if values is None else torch.tensor(values, dtype=torch.float64, device=device).reshape(1, -1, 1, 1)
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def adapt(pipeline: Any) -> Model:
     """See a `PixArtAlphaPipeline` or `PixArtSigmaPipeline` as a model."""
     transformer, scheduler = pipeline.transformer, pipeline.scheduler
     schedule, prediction_type = parts.diffusion(scheduler)
-    coder = parts.coder(pipeline.vae, transformer.dtype)
+    coder = parts.coder(pipeline.vae, transformer)
     channels, out = transformer.config.in_channels, transformer.config.out_channels
     parts.require_same_channels(channels, out // 2 if out == 2 * channels else out, coder.latent_channels)
     limit = TOKENS[type(pipeline).__name__]

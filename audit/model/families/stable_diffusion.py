@@ -30,7 +30,7 @@ def adapt(pipeline: Any) -> Model:
     """See a `StableDiffusionPipeline` or `LatentConsistencyModelPipeline` as a model."""
     unet, scheduler = pipeline.unet, pipeline.scheduler
     schedule, prediction_type = parts.diffusion(scheduler)
-    coder = parts.coder(pipeline.vae, unet.dtype)
+    coder = parts.coder(pipeline.vae, unet)
     parts.require_same_channels(unet.config.in_channels, unet.config.out_channels, coder.latent_channels)
     reader = parts.clip_reader(pipeline.tokenizer, pipeline.text_encoder)
     told = embedded_guidance(pipeline, unet)

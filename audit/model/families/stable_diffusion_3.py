@@ -51,7 +51,7 @@ def adapt(pipeline: StableDiffusion3Pipeline) -> Model:
     """See a Stable Diffusion 3 pipeline as a model."""
     transformer, scheduler = pipeline.transformer, pipeline.scheduler
     schedule = parts.flow(scheduler)
-    coder = parts.coder(pipeline.vae, transformer.dtype)
+    coder = parts.coder(pipeline.vae, transformer)
     parts.require_same_channels(transformer.config.in_channels, transformer.config.out_channels, coder.latent_channels)
     readers = [
         parts.clip_reader(pipeline.tokenizer, pipeline.text_encoder),

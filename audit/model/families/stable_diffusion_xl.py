@@ -26,7 +26,7 @@ def adapt(pipeline: StableDiffusionXLPipeline) -> Model:
     """See a Stable Diffusion XL pipeline as a model."""
     unet, scheduler = pipeline.unet, pipeline.scheduler
     schedule, prediction_type = parts.diffusion(scheduler)
-    coder = parts.coder(pipeline.vae, unet.dtype)
+    coder = parts.coder(pipeline.vae, unet)
     parts.require_same_channels(unet.config.in_channels, unet.config.out_channels, coder.latent_channels)
     _require_base(pipeline)
     readers = [

@@ -48,7 +48,7 @@ def adapt(pipeline: Any) -> Model:
     unet, scheduler = pipeline.unet, pipeline.scheduler
     schedule, prediction_type = parts.diffusion(scheduler)
     vqvae = getattr(pipeline, "vqvae", None)
-    coder = _pixels(unet) if vqvae is None else parts.coder(vqvae, unet.dtype)
+    coder = _pixels(unet) if vqvae is None else parts.coder(vqvae, unet)
     parts.require_same_channels(unet.config.in_channels, unet.config.out_channels, coder.latent_channels)
     height, width = parts.sides(unet.config.sample_size)
 

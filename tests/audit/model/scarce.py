@@ -15,9 +15,10 @@ from torch import Tensor
 
 from audit import demo
 from audit.model.batching import BatchingDenoiser
+from audit.model.checkpoint_source import CheckpointSource
 from audit.model.denoiser import Denoiser, repeat
-from audit.model.loading import load_checkpoint
 from audit.model.memory import in_halves, is_out_of_memory
+from audit.model.sources import open_source
 
 LANES, ROWS, SIDE = 8, 16, 12
 #: Rows that there is memory for.
@@ -44,7 +45,8 @@ def work(pipe: Connection) -> None:
     """Fill batches and decode while there is too little memory, and tell what came of it."""
     torch.set_num_threads(1)
     torch.backends.mkldnn.enabled = False  # it never again makes a primitive that it had no memory for
-    checkpoint = load_checkpoint(demo.CHECKPOINT)
+    source = open_source(CheckpointSource(str(demo.CHECKPOINT)), torch.device("cpu"), torch.float32)
+    checkpoint = source.family.adapt(source.pipeline)  # which does not yet look after memory itself
     condition = checkpoint.encode_prompts([PROMPT])
     x, t, huge = latents(LANES * ROWS), timesteps(LANES * ROWS), latents(2, HUGE)
     ready = threading.Barrier(LANES)

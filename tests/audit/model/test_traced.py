@@ -185,6 +185,6 @@ def test_the_checkpoint_is_recorded(checkpoint: Checkpoint) -> None:
     x, t = torch.randn(3, 4, 8, 8), torch.tensor([1, 500, 999])
     text = {"text": condition["text"].expand(3, -1, -1)}
     found = denoiser.native(x, t, text)
-    fast = denoiser._unet  # type: ignore[attr-defined]
+    fast = denoiser.inner._unet  # type: ignore[attr-defined]
     assert fast._graph((x, t, text["text"])) is not None
     assert torch.equal(found, fast._call(x, t, text["text"]))
