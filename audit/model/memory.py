@@ -21,6 +21,8 @@ _SHORTAGE = re.compile(
 )
 #: Of the free memory that rows may take. The rest is for what kernels take beside tensors, and for other threads.
 SHARE = 0.5
+#: Bytes that are not worth asking for.
+SMALL = 2**26
 #: Where Linux says what a container may have (docs.kernel.org/admin-guide/cgroup-v2.html).
 CONTAINER = Path("/sys/fs/cgroup")
 
@@ -149,9 +151,11 @@ class Pieces:
         """Of so many rows."""
         if self._device is None:
             return rows
-        if kind not in self._costs:
+        if (cost := self._costs.get(kind)) is None:
             return 1
-        return int(max(1, min(rows, SHARE * self._available(self._device) / max(1, self._costs[kind]))))
+        if rows * cost <= SMALL:
+            return rows
+        return int(max(1, min(rows, SHARE * self._available(self._device) / cost)))
 
     def _try(self, evaluate: Callable[[slice], Tensor], part: slice, kind: Hashable) -> Tensor | None:
         """None where memory does not suffice for several rows."""
