@@ -5,10 +5,12 @@
     BrokenCheckpoint, BrokenReference     FAILED_PRECONDITION
     BrokenPrompts                         FAILED_PRECONDITION
     NotLoaded, NotEnded, Closed           FAILED_PRECONDITION
+    Unsuited                              FAILED_PRECONDITION
+    AlreadyExists                         ALREADY_EXISTS
     Unauthenticated                       UNAUTHENTICATED
     PermissionDenied                      PERMISSION_DENIED
     QueueFull, QuotaExceeded              RESOURCE_EXHAUSTED    RetryInfo
-    OutOfMemory                           RESOURCE_EXHAUSTED
+    OutOfMemory, StoreFull                RESOURCE_EXHAUSTED
     TooLate                               DEADLINE_EXCEEDED
     NotReady, ShuttingDown, StoreDown     UNAVAILABLE           RetryInfo
     Stopped                               CANCELLED, or DEADLINE_EXCEEDED where that is its reason
@@ -45,6 +47,18 @@ class NotEnded(AuditError):
 
 class Closed(AuditError):
     """The operator allows no such calls."""
+
+
+class Unsuited(AuditError):
+    """What is named is there, and cannot do what is asked for."""
+
+
+class AlreadyExists(AuditError):
+    """Something else has that name."""
+
+
+class StoreFull(AuditError):
+    """There is as much as the operator allows, until something is deleted."""
 
 
 class Unauthenticated(AuditError):
@@ -110,11 +124,14 @@ CODES: tuple[tuple[type[AuditError], grpc.StatusCode], ...] = (
     (NotLoaded, grpc.StatusCode.FAILED_PRECONDITION),
     (NotEnded, grpc.StatusCode.FAILED_PRECONDITION),
     (Closed, grpc.StatusCode.FAILED_PRECONDITION),
+    (Unsuited, grpc.StatusCode.FAILED_PRECONDITION),
+    (AlreadyExists, grpc.StatusCode.ALREADY_EXISTS),
     (Unauthenticated, grpc.StatusCode.UNAUTHENTICATED),
     (PermissionDenied, grpc.StatusCode.PERMISSION_DENIED),
     (QueueFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (QuotaExceeded, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (OutOfMemory, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (StoreFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (TooLate, grpc.StatusCode.DEADLINE_EXCEEDED),
     (NotReady, grpc.StatusCode.UNAVAILABLE),
     (ShuttingDown, grpc.StatusCode.UNAVAILABLE),

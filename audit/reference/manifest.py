@@ -72,12 +72,12 @@ class SegmentInfo(_Part):
 
     Attributes:
         name: of its folder.
-        rows: number of them.
+        rows: number of them; none where all that a source had was there already.
         files: by name.
     """
 
     name: _Name
-    rows: Annotated[int, Field(ge=1, le=2**31)]
+    rows: Annotated[int, Field(ge=0, le=2**31)]
     files: dict[_FileName, File]
 
 

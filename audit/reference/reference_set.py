@@ -24,7 +24,8 @@ from torch import Tensor
 
 from audit.errors import AuditError, BrokenReference, InvalidInput
 from audit.model.memory import in_halves
-from audit.reference.embedder import Embedder, open_embedder, with_path
+from audit.reference.clip import ClipEmbedder
+from audit.reference.embedder import Embedder, Opener, open_embedder, with_path
 from audit.reference.images import in_chunks, low_frequencies, pixel_vectors, read_image, read_images, to_float
 from audit.reference.index import CANDIDATES, Index, nearest_rows
 from audit.reference.manifest import (
@@ -146,8 +147,8 @@ class ReferenceSet:
         self.embedders = tuple(embedders)
         self.has_images = manifest.side is not None
         self._starts = np.cumsum([0, *map(len, self.segments)])
-        table = removed_rows(folder, manifest)
-        self.removed: NDArray[np.int64] = table["row"].to_numpy()
+        self._gone = removed_rows(folder, manifest)  # now: the next writer removes the file
+        self.removed: NDArray[np.int64] = self._gone["row"].to_numpy()
         self._gaps = self.removed - np.arange(len(self.removed))
         self._channels = max((own.images.shape[3] for own in self.segments if own.images is not None), default=3)
         self._indexes: dict[str, Index] = {}
@@ -167,12 +168,13 @@ class ReferenceSet:
         return self.embedders[0] if self.embedders else None
 
     @classmethod
-    def load(cls, folder: Path, *, models: bool = True) -> ReferenceSet:
+    def load(cls, folder: Path, *, models: bool = True, opener: Opener = open_embedder) -> ReferenceSet:
         """Open a folder.
 
         Args:
             folder: that `save` or `audit.reference.build` wrote.
             models: whether embedders are loaded, without which only vectors and pixels can be searched.
+            opener: gives an embedder by its name; those of several sets can then be one.
 
         Raises:
             NotFound: there is no reference set there.
@@ -183,7 +185,7 @@ class ReferenceSet:
         manifest = read_manifest(folder)
         try:
             check(folder, manifest)
-            return cls.open(folder, manifest, _open_embedders(folder, manifest) if models else [])
+            return cls.open(folder, manifest, _open_embedders(folder, manifest, opener) if models else [])
         except (
             AuditError,
             EOFError,
@@ -195,7 +197,7 @@ class ReferenceSet:
             pa.ArrowException,
         ) as error:
             if read_manifest(folder) != manifest:  # a writer replaced it meanwhile, and removed its files
-                return cls.load(folder, models=models)
+                return cls.load(folder, models=models, opener=opener)
             known = isinstance(error, BrokenReference) and error.reason == "REFERENCE_DAMAGED"
             raise error if known else broken(folder, error) from error
 
@@ -295,7 +297,7 @@ class ReferenceSet:
     @cached_property
     def _copies(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows that others became one with, in order, and how many."""
-        gone, targets = removed_rows(self.folder, self.manifest), []
+        gone, targets = self._gone, []
         for segment, start in zip(self.segments, self._starts.tolist(), strict=False):
             targets.append(start + segment.others(["same_as"])["same_as"].drop_null().to_numpy())
         targets.append(gone["same_as"].drop_null().to_numpy())
@@ -388,6 +390,23 @@ class ReferenceSet:
         similarities = np.einsum("ncw,nw->nc", own, vectors)
         distances, indices = self._best(np.where(rows < 0, np.inf, -similarities), rows, k)
         return -distances, indices
+
+    @property
+    def text_embedder(self) -> int | None:
+        """Number of the first embedder that knows words; None where none does."""
+        return next((number for number, one in enumerate(self.embedders) if isinstance(one, ClipEmbedder)), None)
+
+    def search_text(self, text: str, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Cosine similarities in [-1, 1] of the k images nearest to a text, and their indices, each (1, k).
+
+        Raises:
+            InvalidInput: none of its embedders knows words.
+        """
+        if (which := self.text_embedder) is None:
+            raise InvalidInput("only a set with a CLIP model knows words", reason="CLIP_REQUIRED", field="prompt")
+        embedder = self.embedders[which]
+        assert isinstance(embedder, ClipEmbedder)
+        return self.search_vectors(embedder.embed_texts([text]).numpy(), k, which)
 
     def _candidates(self, name: str, queries: NDArray[np.float32], k: int) -> NDArray[np.int64]:
         """Rows among which the k nearest are, (n, more than k); -1 where there are no more."""
@@ -506,10 +525,10 @@ def _below(folder: Path, path: str) -> str:
     return os.path.normpath(folder / path)
 
 
-def _open_embedders(folder: Path, manifest: Manifest) -> list[Embedder]:
+def _open_embedders(folder: Path, manifest: Manifest, opener: Opener) -> list[Embedder]:
     found = []
     for info in manifest.embedders:
-        embedder = open_embedder(with_path(info.model, lambda path: _below(folder, path)))
+        embedder = opener(with_path(info.model, lambda path: _below(folder, path)))
         if embedder.digest != info.digest:
             raise ValueError("its embedder has other weights than the ones it was built with")
         found.append(embedder)

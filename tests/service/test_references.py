@@ -18,7 +18,7 @@ from audit.demo import REFERENCE
 from audit.reference.images import encode_png
 from audit.reference.reference_set import ReferenceSet
 from audit.v1 import reference_pb2
-from service import handlers
+from service import reference_handlers
 from service.config import load_settings
 from service.server import start_server
 from tests.service.helpers import LONG, NOT_SERVING, SERVING, Client, failure, failure_of, small
@@ -41,7 +41,7 @@ def _encoded(image: np.ndarray, file_format: str) -> bytes:
     return buffer.getvalue()
 
 
-def _large_png() -> bytes:
+def large_png() -> bytes:
     """A well-formed header that promises a column more than may be."""
     chunks = [b"IHDR" + struct.pack(">IIBBBBB", 4097, 4096, 8, 0, 0, 0, 0), b"IDAT"]
     framed = [struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks]
@@ -96,7 +96,7 @@ def test_search_gives_ten_hits_unless_said(client: Client, reference: ReferenceS
             ({"image": _encoded(np.zeros((9, 9), np.uint8), other)}, "IMAGE_UNREADABLE", "image")
             for other in ("BMP", "GIF", "TIFF")
         ),
-        ({"image": _large_png()}, "IMAGE_TOO_LARGE", "image"),
+        ({"image": large_png()}, "IMAGE_TOO_LARGE", "image"),
         ({"image": b"x" * 100_001}, "IMAGE_TOO_LARGE", "image"),
         ({"limit": -1}, "LIMIT_OUT_OF_RANGE", "limit"),
         ({"limit": 101}, "LIMIT_OUT_OF_RANGE", "limit"),
@@ -113,7 +113,7 @@ def test_bad_search(client: Client, reference: ReferenceSet, fields: dict[str, A
 
 def test_more_searches_than_may_wait(launch: Callable[..., Client], monkeypatch: pytest.MonkeyPatch) -> None:
     """One too many is to come again later, and then it is answered."""
-    monkeypatch.setattr(handlers, "MOST_SEARCHES", 1)
+    monkeypatch.setattr(reference_handlers, "MOST_SEARCHES", 1)
     own, large = launch(), _encoded(np.zeros((4096, 4096), np.uint8), "PNG")
     request = reference_pb2.SearchReferenceRequest(reference="demo", image=large)
     calls = [own.references.SearchReference.future(request, timeout=LONG) for _ in range(3)]
