@@ -25,7 +25,7 @@ from tests.service.fuzz import messages, perturbed, service
 from tests.service.helpers import LONG, SERVING, SMALL, Client, small
 
 #: Of messages, and of bytes, for each method.
-EXAMPLES, MUTATIONS = 155, 75
+EXAMPLES, MUTATIONS = 130, 65
 #: Texts that mean something to the server.
 WORDS = (
     "", "demo", "copy", "x", "a red silk dress", demo.prompts()[0], "ordinary", "operations", "operations/x", "ddim",
