@@ -30,12 +30,14 @@ from audit.reference.images import in_chunks, low_frequencies, pixel_vectors, re
 from audit.reference.index import CANDIDATES, Index, nearest_rows
 from audit.reference.manifest import (
     MANIFEST,
+    PUBLISHED,
     REMOVED,
     ROWS,
     EmbedderInfo,
     Manifest,
     broken,
     check,
+    format_of,
     publish,
     read_manifest,
     writing,
@@ -180,12 +182,17 @@ class ReferenceSet:
             NotFound: there is no reference set there.
             BrokenReference: it is damaged, of another format, or an embedder has other weights now.
         """
-        if _format(folder) == 1:
+        found = format_of(folder)
+        if found == 1:
             return cls._load_first(folder)
+        if found == PUBLISHED:
+            from audit.reference.published import PublishedSet  # which is a reference set itself
+
+            return PublishedSet(folder, models=models, opener=opener)
         manifest = read_manifest(folder)
         try:
             check(folder, manifest)
-            return cls.open(folder, manifest, _open_embedders(folder, manifest, opener) if models else [])
+            return cls.open(folder, manifest, open_embedders(folder, manifest.embedders, opener) if models else [])
         except (
             AuditError,
             EOFError,
@@ -274,14 +281,20 @@ class ReferenceSet:
     def entries(self, indices: Sequence[int]) -> list[Entry]:
         """What is known of some images."""
         found = []
-        rows, counts = self._copies
-        for row in self._rows(np.asarray(indices, np.int64)).tolist():
+        for row, copies in zip(self._rows(np.asarray(indices, np.int64)).tolist(), self.copies(indices), strict=True):
             segment, own = self._place(row)
             (values,) = self.segments[segment].describe([own], ["key", "caption", "url"])
-            place = int(np.searchsorted(rows, row))
-            copies = int(counts[place]) if place < len(rows) and rows[place] == row else 0
-            found.append(Entry(**values, copies=1 + copies))
+            found.append(Entry(**values, copies=int(copies)))
         return found
+
+    def copies(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        """How often the sources had each of some images, (n,)."""
+        wanted = self._rows(np.asarray(indices, np.int64))
+        rows, counts = self._copies
+        if not len(rows):
+            return np.ones(len(wanted), np.int64)
+        place = np.minimum(np.searchsorted(rows, wanted), len(rows) - 1)
+        return 1 + np.where(rows[place] == wanted, counts[place], 0)
 
     def picture(self, index: int) -> NDArray[np.uint8] | None:
         """An image to look at, (height, width, channels): itself or its thumbnail; None where neither is kept."""
@@ -374,13 +387,7 @@ class ReferenceSet:
         Raises:
             InvalidInput: they are of another width.
         """
-        width = self.manifest.embedders[which].width
-        if vectors.shape[1:] != (width,):
-            raise InvalidInput(
-                f"vectors of the reference set {self.name} have {width} values, not {vectors.shape[-1]}",
-                reason="VECTORS_OF_ANOTHER_EMBEDDER",
-                field="vectors",
-            )
+        width = self._check_width(vectors, which)
         k = min(k, len(self))
         if embedded(which) not in self._indexes:
             similarities, indices = self._all_embedded(which).search(np.ascontiguousarray(vectors), k)
@@ -390,6 +397,17 @@ class ReferenceSet:
         similarities = np.einsum("ncw,nw->nc", own, vectors)
         distances, indices = self._best(np.where(rows < 0, np.inf, -similarities), rows, k)
         return -distances, indices
+
+    def _check_width(self, vectors: NDArray[np.float32], which: int) -> int:
+        """The width of an embedder's vectors; raises InvalidInput for vectors of another one."""
+        width = self.manifest.embedders[which].width
+        if vectors.shape[1:] != (width,):
+            raise InvalidInput(
+                f"vectors of the reference set {self.name} have {width} values, not {vectors.shape[-1]}",
+                reason="VECTORS_OF_ANOTHER_EMBEDDER",
+                field="vectors",
+            )
+        return width
 
     @property
     def text_embedder(self) -> int | None:
@@ -525,22 +543,20 @@ def _below(folder: Path, path: str) -> str:
     return os.path.normpath(folder / path)
 
 
-def _open_embedders(folder: Path, manifest: Manifest, opener: Opener) -> list[Embedder]:
+def open_embedders(folder: Path, infos: Sequence[EmbedderInfo], opener: Opener) -> list[Embedder]:
+    """The embedders of a set.
+
+    Raises:
+        ValueError: one has other weights than the set was built with.
+        NotFound, BrokenReference: as `audit.reference.embedder.open_embedder`.
+    """
     found = []
-    for info in manifest.embedders:
+    for info in infos:
         embedder = opener(with_path(info.model, lambda path: _below(folder, path)))
         if embedder.digest != info.digest:
             raise ValueError("its embedder has other weights than the ones it was built with")
         found.append(embedder)
     return found
-
-
-def _format(folder: Path) -> int | None:
-    try:
-        found = json.loads((folder / MANIFEST).read_bytes())["format"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return found if isinstance(found, int) else None
 
 
 def _image_bytes(segment: Segment) -> int:

@@ -217,6 +217,27 @@ def compact(set_: SetFolder) -> None:
 
 
 @app.command()
+def publish(
+    set_: SetFolder,
+    database: Annotated[
+        str, typer.Argument(metavar="lancedb:URI", help="A folder, an object store (s3://, gs://, az://) or db://.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="What names it, for audits and servers.")],
+    table: Annotated[str, typer.Option(help="In the database; nothing else may use it.")] = "reference",
+) -> None:
+    """Bring a database up to the embeddings of a set, so that many machines can search them.
+
+    Do it again whenever the set has changed. Credentials are in the environment, as the database wants them.
+    """
+    from audit.reference.published import publish
+    from audit.reference.reference_set import ReferenceSet
+
+    with _progress() as progress:
+        published = publish(ReferenceSet.load(set_, models=False), out, database, table, progress)
+    _print(published.manifest)
+
+
+@app.command()
 def info(
     set_: SetFolder,
     check: Annotated[bool, typer.Option("--check", help="Read every file and compare it with its digest.")] = False,

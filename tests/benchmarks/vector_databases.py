@@ -147,28 +147,43 @@ def _measure(name: str, size: int) -> Measured:
     vectors = _mixture(size, 1)
     queries = _queries(vectors)
     nearest = _nearest(vectors, queries)
-    process = psutil.Process()
-    with tempfile.TemporaryDirectory() as folder:
-        before, start = process.memory_info().rss, _cpu(process)
-        with CANDIDATES_BY_NAME[name].opened(Path(folder), vectors) as search:
+    with tempfile.TemporaryDirectory() as name_of_folder:
+        folder = Path(name_of_folder)
+        before, start = _memory(folder), _cpu(folder)
+        with CANDIDATES_BY_NAME[name].opened(folder, vectors) as search:
             search(queries[:1])
-            seconds = _cpu(process) - start
-            begin = _cpu(process)
+            seconds = _cpu(folder) - start
+            begin = _cpu(folder)
             for row in range(0, QUERIES, QUERIES // SINGLE):
                 search(queries[row : row + 1])
-            single = SINGLE / (_cpu(process) - begin)
-            begin = _cpu(process)
+            single = SINGLE / (_cpu(folder) - begin)
+            begin = _cpu(folder)
             found = np.concatenate([search(queries[part]) for part in in_chunks(QUERIES, 64)])
-            batch = QUERIES / (_cpu(process) - begin)
-            memory = process.memory_info().rss - before
-        disk = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+            batch = QUERIES / (_cpu(folder) - begin)
+            memory = _memory(folder) - before
+            disk = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return Measured(float((found == nearest).mean()), single, batch, seconds, disk, memory)
 
 
-def _cpu(process: psutil.Process) -> float:
-    """Seconds of CPU that a process and its children have taken: others want the same cores."""
-    times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
-    return sum(one.user + one.system for one in times)
+def _processes(folder: Path) -> list[psutil.Process]:
+    """This one and its children, and those of a database that went away from it."""
+    own = [psutil.Process(), *(psutil.Process(int(file.read_text().split()[0])) for file in _pids(folder))]
+    return [one for first in own for one in (first, *first.children(recursive=True))]
+
+
+def _pids(folder: Path) -> list[Path]:
+    return list(folder.glob("*/postmaster.pid"))
+
+
+def _cpu(folder: Path) -> float:
+    """Seconds of CPU that a database has taken, and this process: others want the same cores."""
+    times = [one.cpu_times() for one in _processes(folder)]
+    # Processes that have ended count with their parents.
+    return sum(one.user + one.system + one.children_user + one.children_system for one in times)
+
+
+def _memory(folder: Path) -> int:
+    return sum(getattr(one.memory_full_info(), "pss", 0) for one in _processes(folder))
 
 
 def _best(vectors: Vectors, queries: Vectors, rows: NDArray[np.int64]) -> NDArray[np.int64]:
