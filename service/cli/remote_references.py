@@ -161,7 +161,7 @@ def _message(item: Item) -> reference_pb2.NewImage:
     import io
 
     import numpy as np
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     from audit.reference.images import UPLOAD_FORMATS, encode_png, read_image
     from audit.v1 import reference_pb2
@@ -175,7 +175,7 @@ def _message(item: Item) -> reference_pb2.NewImage:
             try:
                 with Image.open(io.BytesIO(content), formats=UPLOAD_FORMATS):
                     pass
-            except Image.UnidentifiedImageError:
+            except UnidentifiedImageError:
                 content = encode_png(np.atleast_3d(read_image(content)))
     except (InvalidInput, OSError):  # the server says so of all images that cannot be read
         pass

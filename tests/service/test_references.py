@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from audit.demo import REFERENCE
+from audit.demo import CLIP, REFERENCE
+from audit.reference.build import build
 from audit.reference.images import encode_png
+from audit.reference.published import publish
 from audit.reference.reference_set import ReferenceSet
 from audit.v1 import reference_pb2
 from service import reference_handlers
@@ -163,3 +165,29 @@ def test_broken_reference_leaves_the_rest_serving(tmp_path: Path, prompts: list[
             assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, reason)
             assert str(tmp_path) not in refused.message
         assert client.audit(small(prompts[0], reference="demo"))
+
+
+def test_a_published_set(
+    launch: Callable[..., Client], tmp_path: Path, reference: ReferenceSet, prompts: list[str]
+) -> None:
+    """Its neighbours come from a database; while that is away there is no verdict, and afterwards there is again."""
+    np.savez(tmp_path / "images.npz", images=reference.images[:50])
+    built = build(tmp_path / "images.npz", tmp_path / "set", embedders=[f"local-dir:{CLIP}"])
+    publish(built, tmp_path / "published", f"lancedb:{tmp_path}/database")
+    own = launch(demo=True, references={"far": tmp_path / "published"})
+    image = encode_png(reference.images[7])
+    found = _search(own, reference="far", image=image, limit=3)
+    assert (len(found.pixel), found.clip[0].index) == (0, 7)
+    assert own.audit(small(prompts[0], reference="far")).subject.reference_digest == built.digest
+    (tmp_path / "database").rename(tmp_path / "away")
+    for call in (
+        lambda: own.audit(small(prompts[0], reference="far")),
+        lambda: _search(own, reference="far", image=image),
+    ):
+        refused = failure(call)
+        assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "DATABASE_AWAY")
+        assert refused.retry_seconds
+        assert str(tmp_path) not in refused.message
+    (tmp_path / "away").rename(tmp_path / "database")
+    assert _search(own, reference="far", image=image, limit=3).clip == found.clip
+    assert own.audit(small(prompts[0], reference="far"))
