@@ -112,7 +112,7 @@ def build(
                 field="out",
             )
         fresh = Manifest(
-            name=name or opened.parts[0].stem,
+            name=name or (source.stem if isinstance(source, Path) else source.parts[0].stem),
             complete=complete,
             side=options.side if options.images and not opened.embedded else None,
             options=options.model_copy(update={"images": options.images and not opened.embedded}),
@@ -288,9 +288,9 @@ class _Intake:
         self._commit(len(self.source.parts), 0)
 
     def _rows_at_once(self) -> int:
-        """Images that are embedded side by side; one, where their size is not known yet."""
+        """Images that are embedded side by side: fewer, where they are known to be large."""
         size = self.shown or self.side
-        return 1 if size is None else max(1, min(EMBEDDED_ROWS, EMBEDDED_BYTES // (12 * size[0] * size[1])))
+        return EMBEDDED_ROWS if size is None else max(1, min(EMBEDDED_ROWS, EMBEDDED_BYTES // (12 * size[0] * size[1])))
 
     def _decoded(self, items: Iterator[Item]) -> Iterator[tuple[Item, NDArray[np.uint8] | None, str]]:
         """Every item with its image as it is kept, and with what is wrong with it; in order, a few of them ahead."""

@@ -115,9 +115,9 @@ others hold one state, which changes under whoever reads it. It is also maintain
 few weeks, Apache 2.0), deletes rows, and gives back the vectors that candidates are compared with. Its price is the
 weight of its package and some ten milliseconds a query, which an audit asks a few times. Milvus Lite and Qdrant's local
 mode are meant for trying things out, in their authors' words: reimplementations beside the servers that they stand for,
-and the first loads a segment for every query, the second compares every vector in NumPy and took an hour for what the
-others took in in seconds. pgvector is the quickest of all and the best where a PostgreSQL is there anyway, but it has no
-embedded mode (the wheel here is a whole server), its index has to fit into the memory of one machine, and Debian's
+and the first loads a segment for every query, the second compares every vector in NumPy and takes long to take them in.
+pgvector is the quickest of all and the best where a PostgreSQL is there anyway, but it has no embedded mode (the wheel
+here is a whole server), its index has to fit into the memory of one machine, and Debian's
 PostgreSQL does not come with it.
 """
 
