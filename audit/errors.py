@@ -5,6 +5,7 @@ AuditError
 ├── NotFound              a checkpoint, reference set or file that is not there
 ├── BrokenCheckpoint      a checkpoint folder that cannot or must not be loaded
 ├── BrokenReference       a reference set that cannot be loaded
+├── DatabaseAway          a reference set's database that does not answer
 ├── BrokenPrompts         a prompt set that cannot be read
 ├── Stopped               a deadline passed or the caller cancelled; raised between two denoiser calls
 └── WorkerLost            a worker process was killed
@@ -48,6 +49,10 @@ class BrokenCheckpoint(AuditError):
 
 class BrokenReference(AuditError):
     """A reference set's folder is incomplete or damaged."""
+
+
+class DatabaseAway(AuditError):
+    """The database of a reference set does not answer, so that nobody knows what is near."""
 
 
 class BrokenPrompts(AuditError):

@@ -20,7 +20,7 @@ from service.log import Logger
 from service.status import PermissionDenied, Unauthenticated
 from service.watched import Watched
 
-Scope = Literal["audit", "batch", "admin"]
+Scope = Literal["audit", "batch", "reference", "admin"]
 SCOPES: frozenset[str] = frozenset(get_args(Scope))
 #: Which scope a method takes; any one will do for those that are not here.
 NEEDED: Mapping[str, Scope] = {
@@ -29,6 +29,9 @@ NEEDED: Mapping[str, Scope] = {
     "/audit.v1.AuditService/Screen": "audit",
     "/audit.v1.AuditService/InspectImage": "audit",
     "/audit.v1.ReferenceService/SearchReference": "audit",
+    "/audit.v1.ReferenceService/CreateReference": "reference",
+    "/audit.v1.ReferenceService/AddImages": "reference",
+    "/audit.v1.ReferenceService/DeleteReference": "admin",
     "/audit.v1.BatchService/CreateBatch": "batch",
     "/audit.v1.BatchService/UploadBatch": "batch",
     "/audit.v1.BatchService/GetBatch": "batch",

@@ -24,6 +24,7 @@ from service.planning import Planner
 from service.prompt_sets import PromptSets
 from service.prompts import PromptEntry
 from service.status import QueueFull
+from service.streams import headed
 
 #: Of the prompts of a batch with what is carried with them, and batches that are taken in at once.
 MOST_BYTES = 256 * 2**20
@@ -67,22 +68,13 @@ class BatchHandlers(batch_pb2_grpc.BatchServiceServicer):
         self, request_iterator: AsyncIterator[batch_pb2.UploadBatchRequest], context: Context
     ) -> operations_pb2.Operation:
         """Take a batch in, whose prompts come piece by piece."""
-        header: batch_pb2.UploadBatchHeader | None = None
         with ExitStack() as resources:
-            async for request in request_iterator:
-                if (request.WhichOneof("part") == "header") is not (header is None):
-                    raise InvalidInput(
-                        "the header stands in the first message, and only there",
-                        reason="HEADER_MISPLACED",
-                        field="header",
-                    )
-                if header is None:
+            async for request in headed(request_iterator):
+                if request.HasField("header"):
                     header = request.header
                     intake = resources.enter_context(self._intake(header.spec))
                 else:
                     await asyncio.to_thread(intake.add, request.prompts.prompts, "prompts")
-            if header is None:
-                raise InvalidInput("the stream was empty", reason="HEADER_MISSING", field="header")
             return await self._take_in(intake, lambda: None, header.request_id)
 
     async def GetBatch(self, request: batch_pb2.GetBatchRequest, context: Context) -> batch_pb2.GetBatchResponse:

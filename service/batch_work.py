@@ -243,7 +243,7 @@ class BatchWork:
         entry = self._settings.all_checkpoints[turn.checkpoint]
         source = Source(
             checkpoint=entry.source,
-            reference=str(self._settings.all_references[settings.reference]) if settings.reference else "",
+            reference=str(self._references.folder(settings.reference)) if settings.reference else "",
             subject=subject,
             calibration=loaded.calibration,
             device="cpu",

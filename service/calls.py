@@ -40,6 +40,7 @@ ADMIN = frozenset(
         "/audit.v1.CheckpointService/LoadCheckpoint",
         "/audit.v1.CheckpointService/UnloadCheckpoint",
         "/audit.v1.BatchService/DeleteBatch",
+        "/audit.v1.ReferenceService/DeleteReference",
         "/google.longrunning.Operations/DeleteOperation",
     )
 )

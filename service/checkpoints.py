@@ -65,9 +65,14 @@ class LoadedCheckpoint:
     def auditor(self, reference: ReferenceSet | None) -> Auditor:
         """The auditor against a reference set. They are kept, since each remembers what it reconstructed."""
         name = "" if reference is None else reference.name
-        if name not in self._auditors:
-            self._auditors[name] = Auditor(self.checkpoint, reference, self.calibration)
-        return self._auditors[name]
+        known = self._auditors.get(name)
+        if known is None or known.reference is not reference:  # sets of callers change
+            known = self._auditors[name] = Auditor(self.checkpoint, reference, self.calibration)
+        return known
+
+    def forget(self, reference: str) -> None:
+        """Keep no auditor against a reference set, by its name."""
+        self._auditors.pop(reference, None)
 
 
 @dataclass
@@ -165,6 +170,12 @@ class CheckpointRegistry:
             info.guidance, info.prompts = checkpoint.guidance, checkpoint.prompts
             info.gaps.extend(gaps_to_proto(checkpoint.gaps(checkpoint.defaults)))
         return info
+
+    def forget_reference(self, name: str) -> None:
+        """Let go of a reference set that is gone; audits in flight keep it."""
+        for registered in self._registered.values():
+            if registered.loaded is not None:
+                registered.loaded.forget(name)
 
     @contextmanager
     def use(self, id_: str) -> Iterator[LoadedCheckpoint]:

@@ -8,7 +8,7 @@ with BasinClient("localhost:50051") as client:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self, TypeVar
@@ -33,10 +33,9 @@ from audit.v1 import (
     report_pb2,
 )
 from service.channel import NOBODY, Identity, open_channel
+from service.sending import add_up, in_messages, in_streams
 
 _FIRST_PAUSE = 0.5
-#: Bytes of prompts after which a message is sent, far below gRPC's bound.
-_UPLOADED_AT_ONCE = 2**18
 
 _T = TypeVar("_T")
 
@@ -277,48 +276,111 @@ class BasinClient:
             if not request.page_token:
                 return found
 
-    def search_reference(
-        self, reference: str, image: bytes, *, limit: int = 0, include_images: bool = False
-    ) -> reference_pb2.SearchReferenceResponse:
-        """The reference images nearest to an image.
+    def reference(self, name: str) -> reference_pb2.ReferenceInfo:
+        """A reference set."""
+        with self._errors():
+            request = reference_pb2.GetReferenceRequest(reference=name)
+            return self._references.GetReference(request, timeout=self.timeout).reference
+
+    def create_reference(self, request: reference_pb2.CreateReferenceRequest) -> reference_pb2.ReferenceInfo:
+        """Make a reference set without images. Made again in the same way it stays as it is."""
+        with self._errors():
+            return self._references.CreateReference(request, timeout=self.timeout).reference
+
+    def add_images(
+        self, reference: str, images: Iterable[reference_pb2.NewImage], *, complete: bool | None = None
+    ) -> reference_pb2.AddImagesResponse:
+        """Add images to a reference set that a caller made, in as many streams as it takes.
+
+        What was added stays where a later stream fails. Everything can be sent again: an image of the same key and
+        content is never added twice.
 
         Args:
-            reference: name of a registered reference set.
+            reference: name of the set.
+            images: any number, read as they are sent.
+            complete: whether the set is now a checkpoint's whole training set; None leaves it as it is. It is said in
+                the end, and never of a set of which an image was left out.
+
+        Returns:
+            The sums of all streams, and the set as it is after the last one.
+
+        Raises:
+            Exception: whatever the images raise.
+        """
+        limits, total = self.info().limits, reference_pb2.AddImagesResponse()
+        for stream in in_streams(images, limits, total):
+            self._send_images(total, reference_pb2.AddImagesHeader(reference=reference), stream)
+        if complete is not None and not (complete and total.unreadable):
+            self._send_images(total, reference_pb2.AddImagesHeader(reference=reference, complete=complete), [])
+        return total
+
+    def delete_reference(self, name: str) -> None:
+        """Delete a reference set that a caller made; audits in flight finish."""
+        with self._errors():
+            self._references.DeleteReference(reference_pb2.DeleteReferenceRequest(reference=name), timeout=self.timeout)
+
+    def search_reference(
+        self, reference: str, image: bytes = b"", *, prompt: str = "", limit: int = 0, include_images: bool = False
+    ) -> reference_pb2.SearchReferenceResponse:
+        """The reference images nearest to an image, or to words.
+
+        Args:
+            reference: name of a reference set.
             image: a PNG, JPEG or WebP file of at most 16,777,216 pixels.
+            prompt: words, where there is no image; the set then needs a CLIP model.
             limit: most hits wanted; 0 lets the server choose.
             include_images: whether hits carry their images.
         """
         with self._errors():
             request = reference_pb2.SearchReferenceRequest(
-                reference=reference, image=image, limit=limit, include_images=include_images
+                reference=reference, image=image, prompt=prompt, limit=limit, include_images=include_images
             )
             return self._references.SearchReference(request, timeout=self.timeout)
 
     def _upload(
         self, header: batch_pb2.UploadBatchHeader, prompts: Iterable[batch_pb2.BatchPrompt]
     ) -> operations_pb2.Operation:
+        def requests() -> Iterator[batch_pb2.UploadBatchRequest]:
+            yield batch_pb2.UploadBatchRequest(header=header)
+            for part in in_messages(prompts):
+                yield batch_pb2.UploadBatchRequest(prompts=batch_pb2.BatchPrompts(prompts=part))
+
+        return self._send(self._batches.UploadBatch, requests())
+
+    def _send_images(
+        self,
+        total: reference_pb2.AddImagesResponse,
+        header: reference_pb2.AddImagesHeader,
+        images: Sequence[reference_pb2.NewImage],
+    ) -> None:
+        """Send one stream, again where the server says "later", and add what it came to."""
+
+        def requests() -> Iterator[reference_pb2.AddImagesRequest]:
+            yield reference_pb2.AddImagesRequest(header=header)
+            for part in in_messages(images):
+                yield reference_pb2.AddImagesRequest(images=reference_pb2.NewImages(images=part))
+
+        def once() -> reference_pb2.AddImagesResponse:
+            with self._errors():
+                return self._send(self._references.AddImages, requests())
+
+        add_up(total, self._patiently(once))
+
+    def _send(self, method: Callable[..., _T], requests: Iterable[object]) -> _T:
+        """Call a method with a stream. What the requests raise is raised here: gRPC says no more than that."""
         broken: list[Exception] = []
 
-        def parts() -> Iterator[batch_pb2.UploadBatchRequest]:
-            yield batch_pb2.UploadBatchRequest(header=header)
-            part, size = batch_pb2.BatchPrompts(), 0
+        def guarded() -> Iterator[object]:
             try:
-                for prompt in prompts:
-                    part.prompts.append(prompt)
-                    size += prompt.ByteSize()
-                    if size > _UPLOADED_AT_ONCE:
-                        yield batch_pb2.UploadBatchRequest(prompts=part)
-                        part, size = batch_pb2.BatchPrompts(), 0
+                yield from requests
             except Exception as error:
                 broken.append(error)
                 raise
-            if part.prompts:
-                yield batch_pb2.UploadBatchRequest(prompts=part)
 
         try:
-            return self._batches.UploadBatch(parts(), timeout=self.timeout)
+            return method(guarded(), timeout=self.timeout)
         except grpc.RpcError:
-            if broken:  # gRPC says no more than that something was
+            if broken:
                 raise broken[0] from None
             raise
 

@@ -32,6 +32,7 @@ from service.config_parts import (
     Limits,
     Name,
     QuotaPart,
+    ReferenceStorePart,
     TextOrOff,
     TlsPart,
 )
@@ -56,6 +57,7 @@ class Settings(BaseSettings):
         metrics: HOST:PORT of /metrics; "" or "off" for none.
         checkpoints: sources or entries by id.
         references: reference set folders by name.
+        reference_store: reference sets that callers make.
         prompts: files of prompt sets by name; the shipped sets are always there.
         demo: whether the shipped checkpoint and reference set are there as `demo`; None: when no checkpoint is named.
         model_control: "explicit" lets callers load and unload checkpoints; "start" has those alone that are preloaded.
@@ -92,6 +94,7 @@ class Settings(BaseSettings):
     metrics: AddressOrOff = "127.0.0.1:9464"
     checkpoints: dict[Name, CheckpointEntry] = {}
     references: dict[Name, Path] = {}
+    reference_store: ReferenceStorePart = ReferenceStorePart()
     prompts: dict[Name, Path] = {}
     demo: bool | None = None
     model_control: Literal["explicit", "start"] = "explicit"

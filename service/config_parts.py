@@ -182,6 +182,28 @@ class BatchPart(Part):
         return self.store or f"sqlite:///{user_data_path('basin')}/basin.db"
 
 
+class ReferenceStorePart(Part):
+    """Reference sets that callers make.
+
+    Attributes:
+        folder: where they are kept; None: callers may make none.
+        embedders: that they may have, by name, as `audit.reference.embedder.open_embedder` spells them.
+        sets: most of them.
+        images: most in each.
+        bytes: that all of them may take together.
+        stream_images: most images in a stream.
+        stream_bytes: most bytes in a stream.
+    """
+
+    folder: Path | None = None
+    embedders: dict[Name, str] = {}
+    sets: int = Field(100, ge=1, le=10_000)
+    images: int = Field(1_000_000, ge=1)
+    bytes: int = Field(100 * 2**30, ge=1)
+    stream_images: int = Field(10_000, ge=1, le=1_000_000)
+    stream_bytes: int = Field(2**30, ge=1)
+
+
 class TlsPart(Part):
     """Encryption of the gRPC port. The files are read again when they change.
 

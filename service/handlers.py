@@ -23,8 +23,6 @@ from audit.v1 import (
     checkpoint_pb2_grpc,
     info_pb2,
     info_pb2_grpc,
-    reference_pb2,
-    reference_pb2_grpc,
     report_pb2,
 )
 from audit.version import basin_version, library_versions
@@ -33,18 +31,11 @@ from service.audits import Audits
 from service.calls import Context, code_of_cancellation, send, span
 from service.checkpoints import CheckpointRegistry
 from service.config import Settings
-from service.line import Line
 from service.log import fingerprint
 from service.metrics import STAGES, Metrics
 from service.paging import page
-from service.references import ReferenceRegistry, check_search, search
+from service.references import ReferenceRegistry
 from service.status import Closed, code_of, within
-from service.threads import lone_threads
-
-#: Searches worked on at once. They are short, and compete with audits for the same cores.
-CONCURRENT_SEARCHES = 2
-#: Searches that wait or are worked on.
-MOST_SEARCHES = 64
 
 
 @dataclass
@@ -179,52 +170,6 @@ class CheckpointHandlers(checkpoint_pb2_grpc.CheckpointServiceServicer):
         tell(checkpoint=checkpoint[:64])
 
 
-class ReferenceHandlers(reference_pb2_grpc.ReferenceServiceServicer):
-    """Reference sets.
-
-    Args:
-        references: of the server.
-        settings: of the server.
-        metrics: of the server.
-    """
-
-    def __init__(self, references: ReferenceRegistry, settings: Settings, metrics: Metrics) -> None:
-        self._references = references
-        self._metrics = metrics
-        self._image_bytes = settings.limits.image_bytes
-        self._line = Line(CONCURRENT_SEARCHES, MOST_SEARCHES, "searches", "SEARCHES_FULL")
-        self._executor = lone_threads(CONCURRENT_SEARCHES, "search")
-
-    async def ListReferences(
-        self, request: reference_pb2.ListReferencesRequest, context: Context
-    ) -> reference_pb2.ListReferencesResponse:
-        """List those that are loaded."""
-        names, token = page(self._references.names, request.page_size, request.page_token)
-        return reference_pb2.ListReferencesResponse(
-            references=[self._references.describe(name) for name in names], next_page_token=token
-        )
-
-    async def SearchReference(
-        self, request: reference_pb2.SearchReferenceRequest, context: Context
-    ) -> reference_pb2.SearchReferenceResponse:
-        """Find the images nearest to one."""
-        _require(request.reference, "reference")
-        check_search(request, self._image_bytes)
-        reference = self._references.get(request.reference)
-        tell(reference=request.reference)
-        ticket = self._line.enter()
-        try:
-            await ticket.called.wait()
-            with self._metrics.reference_search_seconds.time():
-                return await asyncio.get_running_loop().run_in_executor(self._executor, search, reference, request)
-        finally:
-            self._line.leave(ticket)
-
-    def close(self) -> None:
-        """End the threads."""
-        self._executor.shutdown()
-
-
 class InfoHandlers(info_pb2_grpc.InfoServiceServicer):
     """What the server is.
 
@@ -256,10 +201,13 @@ class InfoHandlers(info_pb2_grpc.InfoServiceServicer):
                 evaluations=limits.evaluations,
                 pixels=limits.pixels,
                 prompts=limits.prompts,
+                stream_images=self._settings.reference_store.stream_images,
+                stream_bytes=self._settings.reference_store.stream_bytes,
             ),
             schedulers=list(SCHEDULERS),
             checkpoints=[self._checkpoints.describe(id_) for id_ in self._checkpoints.ids],
             references=[self._references.describe(name) for name in self._references.names],
+            embedders=sorted(self._settings.reference_store.embedders) if self._settings.reference_store.folder else [],
         )
 
 

@@ -26,6 +26,7 @@ STAGES = ("screening", "sampling", "decoding", "searching", "curvature", "conclu
 FAILURES = (
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.ALREADY_EXISTS,
     grpc.StatusCode.FAILED_PRECONDITION,
     grpc.StatusCode.UNAUTHENTICATED,
     grpc.StatusCode.PERMISSION_DENIED,
@@ -39,9 +40,11 @@ FAILURES = (
 REASONS = frozenset(
     (
         "ADMIN_CLOSED", "BATCHES_FULL", "CANCELLED", "CHECKPOINT_DAMAGED", "CHECKPOINT_LOADING",
-        "CHECKPOINT_NOT_LOADED", "DEADLINE_BEHIND_QUEUE", "DEADLINE_EXCEEDED", "DEADLINE_TOO_SHORT", "INTERNAL",
+        "CHECKPOINT_NOT_LOADED", "DATABASE_AWAY", "DEADLINE_BEHIND_QUEUE", "DEADLINE_EXCEEDED", "DEADLINE_TOO_SHORT",
+        "INTERNAL",
         "MODEL_CONTROL_CLOSED", "OUT_OF_MEMORY", "PROMPT_TOO_LONG", "QUEUE_FULL", "QUOTA_EXCEEDED", "REFERENCE_DAMAGED",
-        "REFERENCE_LOADING", "REQUEST_UNREADABLE", "SAMPLES_NOT_FINITE", "SCOPE_MISSING", "SEARCHES_FULL",
+        "REFERENCE_LOADING", "REFERENCE_STORE_CLOSED", "REFERENCE_STORE_FULL", "REQUEST_UNREADABLE",
+        "SAMPLES_NOT_FINITE", "SCOPE_MISSING", "SEARCHES_FULL",
         "SHUTTING_DOWN", "STORE_DOWN", "TOKEN_EXPIRED", "TOKEN_INVALID", "TOKEN_MISSING", "TOO_MANY_INTAKES",
     )
 )  # fmt: skip
@@ -53,6 +56,8 @@ NO_CHECKPOINT = ""
 AUDIT, BATCH = "audit", "batch"
 #: Ways in which a model can fail an audit.
 NOT_FINITE, OUT_OF_MEMORY = "not_finite", "out_of_memory"
+#: What may become of images that callers send.
+RECEIVED = ("added", "duplicates", "repeated_images", "unreadable")
 OPERATIONS = ("select", "insert", "update", "delete", "commit", "other")
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
@@ -175,7 +180,18 @@ class Metrics:
         )
         self.reference_images = gauge("basin_reference_images", "Images in each loaded reference set.", ("reference",))
         self.reference_search_seconds = histogram(
-            "basin_reference_search_seconds", "Seconds of each search with an uploaded image.", buckets=_SHORT_SECONDS
+            "basin_reference_search_seconds",
+            "Seconds of each search with an uploaded image or a prompt.",
+            buckets=_SHORT_SECONDS,
+        )
+        self.created_references = gauge("basin_created_references", "Reference sets that callers made.")
+        self.created_reference_bytes = gauge(
+            "basin_created_reference_bytes", "Bytes of the reference sets that callers made."
+        )
+        self._received_images = counter(
+            "basin_received_images_total",
+            "Images that callers sent for reference sets, by what became of them.",
+            ("result",),
         )
 
         self.store_seconds = histogram(
@@ -252,6 +268,8 @@ class Metrics:
             self.stage_seconds.labels(stage)
         for reference in references:
             self.reference_images.labels(reference)
+        for result in RECEIVED:
+            self._received_images.labels(result)
         for operation in OPERATIONS:
             self.store_seconds.labels(operation)
         for state in BATCH_STATES:
@@ -296,6 +314,11 @@ class Metrics:
     def count_inspection(self, checkpoint: str, verdict: str) -> None:
         """Count an inspection that was answered; without a verdict nothing told."""
         self._inspected.labels(checkpoint, verdict).inc()
+
+    def count_received(self, **images: int) -> None:
+        """Count images that callers sent, by what became of them: see `RECEIVED`."""
+        for result, count in images.items():
+            self._received_images.labels(result).inc(count)
 
     def set_calibration(self, checkpoint: str, digest: str, made: datetime | None) -> None:
         """Tell which calibration a loaded checkpoint is judged by; no digest for the built-in defaults."""

@@ -14,7 +14,8 @@ from audit.v1 import audit_pb2
 from service import wire
 from service.checkpoints import CheckpointRegistry
 from service.config import Settings
-from service.references import ReferenceRegistry, check_upload
+from service.references import ReferenceRegistry
+from service.uploads import check_upload
 
 
 @dataclass(frozen=True)

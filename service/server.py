@@ -40,12 +40,13 @@ from service.batches import Batches
 from service.calls import Calls
 from service.checkpoints import CheckpointRegistry
 from service.config import ConfigError, Settings
-from service.handlers import AuditHandlers, CheckpointHandlers, InfoHandlers, ReferenceHandlers
+from service.handlers import AuditHandlers, CheckpointHandlers, InfoHandlers
 from service.log import Logger, make_logger
 from service.metrics import Metrics, MetricsServer
 from service.planning import Planner
 from service.prompt_sets import PromptSets
 from service.quotas import Quotas
+from service.reference_handlers import ReferenceHandlers
 from service.references import ReferenceRegistry
 from service.threads import Devices, lone_threads
 from service.tls import Tls
@@ -117,7 +118,13 @@ class Server:
             on_change=self._refresh,
         )
         self._references = ReferenceRegistry(
-            settings.all_references, executor=self._loader, devices=self._devices, metrics=self._metrics, logger=logger
+            settings.all_references,
+            settings.reference_store,
+            executor=self._loader,
+            devices=self._devices,
+            metrics=self._metrics,
+            logger=logger,
+            on_gone=self._checkpoints.forget_reference,
         )
         planner, quotas = Planner(settings, self._checkpoints, self._references), Quotas(settings.quotas)
         self._audits = Audits(settings, planner, self._checkpoints, quotas, self._metrics)
@@ -131,7 +138,7 @@ class Server:
         self._tracing = make_tracing(settings.traces, settings.trace_ratio)
         access = Access(settings.auth, logger)
         self._calls = Calls(logger, self._metrics, access, self._journal, self._tracing, admin=settings.admin)
-        self._search_handlers = ReferenceHandlers(self._references, settings, self._metrics)
+        self._reference_handlers = ReferenceHandlers(self._references, settings, self._metrics)
         self._health = health.aio.HealthServicer()
         self._metrics_server: MetricsServer | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -176,7 +183,7 @@ class Server:
         audit_pb2_grpc.add_AuditServiceServicer_to_server(handlers, self._grpc)
         checkpoints = CheckpointHandlers(self._checkpoints, self._settings)
         checkpoint_pb2_grpc.add_CheckpointServiceServicer_to_server(checkpoints, self._grpc)
-        reference_pb2_grpc.add_ReferenceServiceServicer_to_server(self._search_handlers, self._grpc)
+        reference_pb2_grpc.add_ReferenceServiceServicer_to_server(self._reference_handlers, self._grpc)
         batch_pb2_grpc.add_BatchServiceServicer_to_server(self._batch_handlers, self._grpc)
         operations_pb2_grpc.add_OperationsServicer_to_server(OperationHandlers(self._batches), self._grpc)
         info = InfoHandlers(self._settings, self._checkpoints, self._references)
@@ -239,7 +246,7 @@ class Server:
         await self._checkpoints.close()
         await self._batches.close()
         self._audits.close()
-        self._search_handlers.close()
+        self._reference_handlers.close()
         self._loader.shutdown()
         self._devices.close()
         if self._metrics_server is not None:
@@ -257,6 +264,8 @@ class Server:
         await asyncio.gather(self._references.load(), *map(load, sorted(self._awaited)))
         self.settled.set()
         self._refresh()
+        if self._settings.reference_store.folder is not None:
+            self._spawn(self._references.watch())
         self._logger.info("ready" if self.ready else "not ready", checkpoints_missing=sorted(self._awaited))
 
     def _refresh(self) -> None:

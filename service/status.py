@@ -5,12 +5,15 @@
     BrokenCheckpoint, BrokenReference     FAILED_PRECONDITION
     BrokenPrompts                         FAILED_PRECONDITION
     NotLoaded, NotEnded, Closed           FAILED_PRECONDITION
+    Unsuited                              FAILED_PRECONDITION
+    AlreadyExists                         ALREADY_EXISTS
     Unauthenticated                       UNAUTHENTICATED
     PermissionDenied                      PERMISSION_DENIED
     QueueFull, QuotaExceeded              RESOURCE_EXHAUSTED    RetryInfo
-    OutOfMemory                           RESOURCE_EXHAUSTED
+    OutOfMemory, StoreFull                RESOURCE_EXHAUSTED
     TooLate                               DEADLINE_EXCEEDED
     NotReady, ShuttingDown, StoreDown     UNAVAILABLE           RetryInfo
+    DatabaseAway                          UNAVAILABLE           RetryInfo
     Stopped                               CANCELLED, or DEADLINE_EXCEEDED where that is its reason
     anything else                         INTERNAL              a generic text; the log has the rest
 
@@ -27,10 +30,21 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from audit.errors import AuditError, BrokenCheckpoint, BrokenPrompts, BrokenReference, InvalidInput, NotFound, Stopped
+from audit.errors import (
+    AuditError,
+    BrokenCheckpoint,
+    BrokenPrompts,
+    BrokenReference,
+    DatabaseAway,
+    InvalidInput,
+    NotFound,
+    Stopped,
+)
 
 DOMAIN = "basin"
 DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
+#: After which it makes sense to ask a database again that did not answer.
+DATABASE_SECONDS = 5.0
 #: Trailers hold little more than this many bytes, and a message may quote what the caller sent.
 MAX_MESSAGE = 500
 
@@ -45,6 +59,18 @@ class NotEnded(AuditError):
 
 class Closed(AuditError):
     """The operator allows no such calls."""
+
+
+class Unsuited(AuditError):
+    """What is named is there, and cannot do what is asked for."""
+
+
+class AlreadyExists(AuditError):
+    """Something else has that name."""
+
+
+class StoreFull(AuditError):
+    """There is as much as the operator allows, until something is deleted."""
 
 
 class Unauthenticated(AuditError):
@@ -110,15 +136,19 @@ CODES: tuple[tuple[type[AuditError], grpc.StatusCode], ...] = (
     (NotLoaded, grpc.StatusCode.FAILED_PRECONDITION),
     (NotEnded, grpc.StatusCode.FAILED_PRECONDITION),
     (Closed, grpc.StatusCode.FAILED_PRECONDITION),
+    (Unsuited, grpc.StatusCode.FAILED_PRECONDITION),
+    (AlreadyExists, grpc.StatusCode.ALREADY_EXISTS),
     (Unauthenticated, grpc.StatusCode.UNAUTHENTICATED),
     (PermissionDenied, grpc.StatusCode.PERMISSION_DENIED),
     (QueueFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (QuotaExceeded, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (OutOfMemory, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (StoreFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (TooLate, grpc.StatusCode.DEADLINE_EXCEEDED),
     (NotReady, grpc.StatusCode.UNAVAILABLE),
     (ShuttingDown, grpc.StatusCode.UNAVAILABLE),
     (StoreDown, grpc.StatusCode.UNAVAILABLE),
+    (DatabaseAway, grpc.StatusCode.UNAVAILABLE),
 )
 
 
@@ -142,9 +172,10 @@ def to_status(error: BaseException, request_id: str) -> status_pb2.Status:
             field=error.field, description=message, reason=error.reason
         )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
-    if isinstance(error, _Later):
+    if isinstance(error, _Later | DatabaseAway):
         retry = error_details_pb2.RetryInfo()
-        retry.retry_delay.FromMilliseconds(round(error.retry_seconds * 1000))
+        seconds = error.retry_seconds if isinstance(error, _Later) else DATABASE_SECONDS
+        retry.retry_delay.FromMilliseconds(round(seconds * 1000))
         details.append(retry)
     details.append(error_details_pb2.RequestInfo(request_id=request_id))
     status = status_pb2.Status(code=code.value[0], message=message)

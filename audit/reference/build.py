@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from audit.errors import InvalidInput
 from audit.model.memory import in_halves
 from audit.reference.contents import KnownContents
-from audit.reference.embedder import Embedder, open_embedder
+from audit.reference.embedder import Embedder, Opener, open_embedder
 from audit.reference.images import fit, low_frequencies, read_image, thumbnail, to_float
 from audit.reference.manifest import (
     MANIFEST,
@@ -55,10 +55,15 @@ from audit.reference.upkeep import SEGMENT_BYTES, SEGMENT_ROWS, Progress, settle
 SEGMENT_SECONDS = 60.0
 #: Threads that decode images, and how many of those may wait to be embedded.
 DECODERS, WAITING = 4, 32
+#: Float32 pixels that are embedded side by side.
+EMBEDDED_BYTES = 256 * 2**20
+
+#: Called with the key of an image that cannot be read, and why.
+LeftOut = Callable[[str, str], None]
 
 
 def build(
-    source: Path,
+    source: Path | Source,
     folder: Path,
     *,
     name: str = "",
@@ -67,11 +72,13 @@ def build(
     options: Options | None = None,
     restart: bool = False,
     progress: Progress = lambda stage, done, total: None,
+    left_out: LeftOut = lambda key, why: None,
+    opener: Opener = open_embedder,
 ) -> ReferenceSet:
     """Build a set on disk. A build of the same source that was killed goes on; one that is done is opened.
 
     Args:
-        source: what `audit.reference.sources` reads.
+        source: what `audit.reference.sources` reads, or has opened.
         folder: of the set.
         name: the source's stem when "".
         complete: False when these are only some of the training images, or none. Where images could not be read, the
@@ -80,7 +87,9 @@ def build(
             made them.
         options: how images are taken in.
         restart: whether unfinished work in the folder is dropped.
-        progress: see `audit.reference.upkeep.Progress`.
+        progress: see `audit.reference.upkeep.Progress`. What it raises ends the build, as a kill would.
+        left_out: see `LeftOut`.
+        opener: gives the embedders.
 
     Raises:
         NotFound: there is no source, or no weights of an embedder.
@@ -89,21 +98,21 @@ def build(
             options contradict each other.
     """
     options = options or Options()
-    opened = open_source(source)
-    models = [open_embedder(model) for model in embedders]
+    opened = source if isinstance(source, Source) else open_source(source)
+    models = [opener(model) for model in embedders]
     _check(opened, models, options)
     origin = _origin(opened, [model.digest for model in models], options.model_dump_json(), str(complete), name)
     with writing(folder):
         if (folder / MANIFEST).is_file():
             if read_manifest(folder).origin == origin and not restart:
-                return ReferenceSet.load(folder)
+                return ReferenceSet.load(folder, opener=opener)
             raise InvalidInput(
                 f"{folder} holds a reference set already; add to it, or name another folder",
                 reason="FOLDER_IN_USE",
                 field="out",
             )
         fresh = Manifest(
-            name=name or source.stem,
+            name=name or (source.stem if isinstance(source, Path) else source.parts[0].stem),
             complete=complete,
             side=options.side if options.images and not opened.embedded else None,
             options=options.model_copy(update={"images": options.images and not opened.embedded}),
@@ -112,16 +121,19 @@ def build(
                 for model in models
             ],
         )
-        _take_in(folder, opened, models, _resumed(folder, fresh, origin, restart), progress)
-    return ReferenceSet.load(folder)
+        _take_in(folder, opened, models, _resumed(folder, fresh, origin, restart), progress, left_out)
+    return ReferenceSet.load(folder, opener=opener)
 
 
 def add(
     folder: Path,
-    source: Path,
+    source: Path | Source,
     *,
+    complete: bool | None = None,
     restart: bool = False,
     progress: Progress = lambda stage, done, total: None,
+    left_out: LeftOut = lambda key, why: None,
+    opener: Opener = open_embedder,
 ) -> ReferenceSet:
     """Add images to a set, as it takes them in. Until they all are, the set stays as it is.
 
@@ -129,9 +141,12 @@ def add(
 
     Args:
         folder: of the set.
-        source: what `audit.reference.sources` reads.
+        source: what `audit.reference.sources` reads, or has opened.
+        complete: whether the set is now a checkpoint's whole training set; None leaves it as it is.
         restart: whether unfinished work in the folder is dropped.
-        progress: see `audit.reference.upkeep.Progress`.
+        progress: see `audit.reference.upkeep.Progress`. What it raises ends the addition, as a kill would.
+        left_out: see `LeftOut`.
+        opener: gives the embedders.
 
     Raises:
         NotFound: there is no set or no source.
@@ -139,20 +154,23 @@ def add(
         InvalidInput: the source holds nothing, images of another size than the set's, or embeddings where the set
             keeps images.
     """
-    present = ReferenceSet.load(folder)
-    opened = open_source(source)
+    present = ReferenceSet.load(folder, opener=opener)
+    opened = source if isinstance(source, Source) else open_source(source)
     if opened.embedded and (present.has_images or len(present.embedders) != 1):
         raise InvalidInput(
-            f"{source.name} holds embeddings, the reference set needs images", reason="SOURCE_UNFIT", field="images"
+            f"{opened.parts[0].name} holds embeddings, the reference set needs images",
+            reason="SOURCE_UNFIT",
+            field="images",
         )
     with writing(folder):
         manifest = read_manifest(folder)
         origin = _origin(opened, [manifest.digest])
         if manifest.origin == _origin(opened, []) and not restart:
             return present
-        pending = _resumed(folder, manifest, origin, restart)
-        _take_in(folder, opened, present.embedders, pending, progress, origin=_origin(opened, []))
-    return ReferenceSet.load(folder)
+        grown = manifest if complete is None else manifest.model_copy(update={"complete": complete})
+        pending = _resumed(folder, grown, origin, restart)
+        _take_in(folder, opened, present.embedders, pending, progress, left_out, origin=_origin(opened, []))
+    return ReferenceSet.load(folder, opener=opener)
 
 
 def _origin(source: Source, *asked: object) -> str:
@@ -195,10 +213,11 @@ def _take_in(
     models: Sequence[Embedder],
     pending: Pending,
     progress: Progress,
+    left_out: LeftOut,
     origin: str | None = None,
 ) -> None:
     published = read_manifest(folder).rows if (folder / MANIFEST).is_file() else 0
-    intake = _Intake(folder, source, models, pending, progress)
+    intake = _Intake(folder, source, models, pending, progress, left_out)
     intake.run()
     manifest = intake.pending.manifest
     if manifest.rows == published and not published:
@@ -225,9 +244,16 @@ class _Intake:
     """Reads a source to its end, and writes segments."""
 
     def __init__(
-        self, folder: Path, source: Source, models: Sequence[Embedder], pending: Pending, progress: Progress
+        self,
+        folder: Path,
+        source: Source,
+        models: Sequence[Embedder],
+        pending: Pending,
+        progress: Progress,
+        left_out: LeftOut,
     ) -> None:
         self.folder, self.source, self.models, self.pending, self.progress = folder, source, models, pending, progress
+        self.left_out = left_out
         manifest = pending.manifest
         self.options = manifest.options
         self.start = manifest.rows
@@ -235,9 +261,13 @@ class _Intake:
         # Without images to keep, models are shown the middle square of each, as they were trained.
         self.shown = self.options.side if self.options.images else _square(models)
         self.known = KnownContents()
+        #: Keys with the row that each is the same as; -1 of what could not be read.
+        self.keyed = set[tuple[str, int]]()
         if self.options.deduplicate and manifest.segments:
             present = ReferenceSet.open(folder, manifest, [])
             self.known.add(np.concatenate([segment.digests for segment in present.segments]), present.live)
+            if source.keyed:
+                self.keyed = _keyed(present)
         self.rows = _Rows()
         self.fault = ""
         self.committed = time.monotonic()
@@ -249,13 +279,18 @@ class _Intake:
         for part in range(first, len(self.source.parts)):
             read = self.pending.item if part == first else 0
             decoded = self._decoded(self.source.items(part, read))
-            while batch := list(islice(decoded, EMBEDDED_ROWS)):
+            while batch := list(islice(decoded, self._rows_at_once())):
                 self._take(batch)
                 read += len(batch)
                 self.progress("embedding" if self.models else "reading", self.done, None)
                 if self._full():
                     self._commit(part, read)
         self._commit(len(self.source.parts), 0)
+
+    def _rows_at_once(self) -> int:
+        """Images that are embedded side by side: fewer, where they are known to be large."""
+        size = self.shown or self.side
+        return EMBEDDED_ROWS if size is None else max(1, min(EMBEDDED_ROWS, EMBEDDED_BYTES // (12 * size[0] * size[1])))
 
     def _decoded(self, items: Iterator[Item]) -> Iterator[tuple[Item, NDArray[np.uint8] | None, str]]:
         """Every item with its image as it is kept, and with what is wrong with it; in order, a few of them ahead."""
@@ -294,13 +329,17 @@ class _Intake:
                 self._check_size(image)
             if fault:
                 self.fault = self.fault or f"{item.key}: {fault}"
-                self._leave_out(item, fault, None)
+                self.left_out(item.key, fault)
+                if not self._is_repeated(item, -1):
+                    self._leave_out(item, fault, None)
                 continue
             digest = hashlib.sha256(vector.data).digest() if vector is not None else content_digest(_given(image))
             row = self.start + len(self.rows.items) + len(items)
             if self.options.deduplicate and (same := self.known.find(digest, row)) is not None:
-                self._leave_out(item, "duplicate", same)
+                if not self._is_repeated(item, same):
+                    self._leave_out(item, "duplicate", same)
                 continue
+            self._is_repeated(item, row)
             items.append(item)
             self.rows.digests.append(digest)
             if vector is not None:
@@ -313,6 +352,14 @@ class _Intake:
             self.rows.vectors.setdefault(embedded(0), []).append(np.stack(vectors))
         if images:
             self._embed(images)
+
+    def _is_repeated(self, item: Item, row: int) -> bool:
+        """Whether a keyed source gave this key with the content of this row before; remembered from now on."""
+        pair = (item.key, row)
+        if not self.source.keyed or pair in self.keyed:
+            return self.source.keyed
+        self.keyed.add(pair)
+        return False
 
     def _embed(self, images: list[NDArray[np.uint8]]) -> None:
         channels = max(image.shape[2] for image in images)
@@ -414,6 +461,17 @@ class _Intake:
         write_state(self.folder, self.pending)
         self.known.add(digests, np.arange(len(digests)), self.start)
         self.start, self.rows, self.committed = manifest.rows, _Rows(), time.monotonic()
+
+
+def _keyed(present: ReferenceSet) -> set[tuple[str, int]]:
+    """See `_Intake.keyed`."""
+    found, start = set[tuple[str, int]](), 0
+    for segment in present.segments:
+        found.update((key, start + row) for row, key in enumerate(segment.table(["key"])["key"].to_pylist()))
+        for entry in segment.others(["key", "same_as"]).to_pylist():
+            found.add((entry["key"], -1 if entry["same_as"] is None else start + entry["same_as"]))
+        start += len(segment)
+    return found
 
 
 def _square(models: Sequence[Embedder]) -> tuple[int, int] | None:

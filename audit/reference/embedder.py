@@ -90,6 +90,10 @@ class Embedder:
         return F.normalize(self._encode(pixels).float(), dim=-1).cpu()
 
 
+#: Gives an embedder by its name, as `open_embedder` does.
+Opener = Callable[[str], Embedder]
+
+
 def open_embedder(model: str, device: str = "cpu") -> Embedder:
     """The embedder of a name, as the table above has it.
 

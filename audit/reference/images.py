@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,28 @@ def read_upload(content: bytes) -> NDArray[np.uint8]:
     return _decode(io.BytesIO(content), "the upload", UPLOAD_FORMATS, UPLOAD_PIXELS)
 
 
+def upload_size(content: bytes) -> tuple[int, int]:
+    """Height and width of an upload as its header has them; its pixels are not decoded, and may be damaged.
+
+    Raises:
+        InvalidInput: the bytes are no image, or one of too many pixels.
+    """
+    with _opened(io.BytesIO(content), "the upload", UPLOAD_FORMATS, UPLOAD_PIXELS) as image:
+        return image.height, image.width
+
+
 def _decode(source: Path | io.BytesIO, name: str, formats: tuple[str, ...], most: int) -> NDArray[np.uint8]:
+    with _opened(source, name, formats, most) as image:
+        if image.mode.startswith("I;16"):  # Pillow would cut these off at 255
+            return (np.asarray(image) >> 8).astype(np.uint8)
+        if image.mode in ("I", "F"):
+            raise ValueError("values without a scale")
+        return np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+
+
+@contextmanager
+def _opened(source: Path | io.BytesIO, name: str, formats: tuple[str, ...], most: int) -> Iterator[Image.Image]:
+    """An image of which only the header was read; whatever goes wrong with it in here is the image's fault."""
     try:
         with Image.open(source, formats=formats) as image:
             if image.width * image.height > most:
@@ -62,11 +84,7 @@ def _decode(source: Path | io.BytesIO, name: str, formats: tuple[str, ...], most
                     reason="IMAGE_TOO_LARGE",
                     field="image",
                 )
-            if image.mode.startswith("I;16"):  # Pillow would cut these off at 255
-                return (np.asarray(image) >> 8).astype(np.uint8)
-            if image.mode in ("I", "F"):
-                raise ValueError("values without a scale")
-            return np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+            yield image
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InvalidInput(f"{name} is not a readable image", reason="IMAGE_UNREADABLE", field="image") from error
 

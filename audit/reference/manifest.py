@@ -34,7 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from audit.errors import BrokenReference, InvalidInput, NotFound
 
-FORMAT = 2
+FORMAT, PUBLISHED = 2, 3
 MANIFEST, PENDING, LOCK = "reference.json", "pending.json", ".lock"
 #: Folders of a set.
 SEGMENTS, REMOVED, INDEXES = "segments", "removed", "indexes"
@@ -72,12 +72,12 @@ class SegmentInfo(_Part):
 
     Attributes:
         name: of its folder.
-        rows: number of them.
+        rows: number of them; none where all that a source had was there already.
         files: by name.
     """
 
     name: _Name
-    rows: Annotated[int, Field(ge=1, le=2**31)]
+    rows: Annotated[int, Field(ge=0, le=2**31)]
     files: dict[_FileName, File]
 
 
@@ -185,6 +185,30 @@ class Manifest(_Part):
             yield f"{REMOVED}/{self.removed[0]}/{ROWS}", self.removed[1]
 
 
+class Published(_Part):
+    """A state of a set whose embeddings are in a database: see `audit.reference.published`.
+
+    Attributes:
+        format: of the folder.
+        name: as in `Manifest`, like what is not described here.
+        uri: of the database, as LanceDB takes it.
+        table: in it.
+        version: of the table, which never changes.
+    """
+
+    format: Literal[3] = 3
+    name: str
+    complete: bool
+    digest: str
+    count: _Count
+    unreadable: _Count
+    duplicates: _Count
+    embedders: Annotated[list[EmbedderInfo], Field(min_length=1)]
+    uri: str
+    table: str
+    version: _Count
+
+
 class Pending(_Part):
     """A build or an addition that is not finished.
 
@@ -213,7 +237,32 @@ def read_manifest(folder: Path) -> Manifest:
     if not (folder / MANIFEST).is_file():
         unfinished = "; a build there is not finished: run it again" if (folder / PENDING).is_file() else ""
         raise NotFound(f"no reference set at {folder}{unfinished}", reason="REFERENCE_NOT_FOUND", field="reference")
+    if format_of(folder) == PUBLISHED:
+        raise InvalidInput(
+            f"{folder.name} is a published reference set: change the one that it was published from, and publish that "
+            "again",
+            reason="REFERENCE_PUBLISHED",
+            field="reference",
+        )
     return _read(folder, MANIFEST, Manifest)
+
+
+def read_published(folder: Path) -> Published:
+    """The state of a set that is published.
+
+    Raises:
+        BrokenReference: its manifest is damaged or of another format.
+    """
+    return _read(folder, MANIFEST, Published, PUBLISHED)
+
+
+def format_of(folder: Path) -> int | None:
+    """The format of a set's folder; None where it has none."""
+    try:
+        found = json.loads((folder / MANIFEST).read_bytes())["format"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return found if isinstance(found, int) else None
 
 
 def read_pending(folder: Path) -> Pending | None:
@@ -221,12 +270,12 @@ def read_pending(folder: Path) -> Pending | None:
     return _read(folder, PENDING, Pending) if (folder / PENDING).is_file() else None
 
 
-def _read(folder: Path, name: str, model: type[_Model]) -> _Model:
+def _read(folder: Path, name: str, model: type[_Model], expected: int = FORMAT) -> _Model:
     try:
         content = json.loads((folder / name).read_bytes())
         checksum = content.pop("checksum")
-        if content.get("format", FORMAT) != FORMAT:
-            raise ValueError(f"format {content['format']}, this version reads {FORMAT}")
+        if content.get("format", expected) != expected:
+            raise ValueError(f"format {content['format']}, this version reads {expected}")
         if checksum != _checksum(content):
             raise ValueError(f"{name} has changed since it was written")
         return model.model_validate_json(json.dumps(content))
@@ -253,10 +302,10 @@ def _checksum(content: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def write_state(folder: Path, state: Manifest | Pending) -> None:
+def write_state(folder: Path, state: Manifest | Pending | Published) -> None:
     """Make this the state of the set, or of the unfinished work. Its files are on disk already."""
     content = state.model_dump(mode="json")
-    name = MANIFEST if isinstance(state, Manifest) else PENDING
+    name = PENDING if isinstance(state, Pending) else MANIFEST
     partial = folder / f".{name}"
     partial.write_text(json.dumps({**content, "checksum": _checksum(content)}, indent=1) + "\n")
     _sync(partial)

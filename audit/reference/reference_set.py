@@ -24,17 +24,20 @@ from torch import Tensor
 
 from audit.errors import AuditError, BrokenReference, InvalidInput
 from audit.model.memory import in_halves
-from audit.reference.embedder import Embedder, open_embedder, with_path
+from audit.reference.clip import ClipEmbedder
+from audit.reference.embedder import Embedder, Opener, open_embedder, with_path
 from audit.reference.images import in_chunks, low_frequencies, pixel_vectors, read_image, read_images, to_float
 from audit.reference.index import CANDIDATES, Index, nearest_rows
 from audit.reference.manifest import (
     MANIFEST,
+    PUBLISHED,
     REMOVED,
     ROWS,
     EmbedderInfo,
     Manifest,
     broken,
     check,
+    format_of,
     publish,
     read_manifest,
     writing,
@@ -146,8 +149,8 @@ class ReferenceSet:
         self.embedders = tuple(embedders)
         self.has_images = manifest.side is not None
         self._starts = np.cumsum([0, *map(len, self.segments)])
-        table = removed_rows(folder, manifest)
-        self.removed: NDArray[np.int64] = table["row"].to_numpy()
+        self._gone = removed_rows(folder, manifest)  # now: the next writer removes the file
+        self.removed: NDArray[np.int64] = self._gone["row"].to_numpy()
         self._gaps = self.removed - np.arange(len(self.removed))
         self._channels = max((own.images.shape[3] for own in self.segments if own.images is not None), default=3)
         self._indexes: dict[str, Index] = {}
@@ -167,23 +170,29 @@ class ReferenceSet:
         return self.embedders[0] if self.embedders else None
 
     @classmethod
-    def load(cls, folder: Path, *, models: bool = True) -> ReferenceSet:
+    def load(cls, folder: Path, *, models: bool = True, opener: Opener = open_embedder) -> ReferenceSet:
         """Open a folder.
 
         Args:
             folder: that `save` or `audit.reference.build` wrote.
             models: whether embedders are loaded, without which only vectors and pixels can be searched.
+            opener: gives an embedder by its name; those of several sets can then be one.
 
         Raises:
             NotFound: there is no reference set there.
             BrokenReference: it is damaged, of another format, or an embedder has other weights now.
         """
-        if _format(folder) == 1:
+        found = format_of(folder)
+        if found == 1:
             return cls._load_first(folder)
+        if found == PUBLISHED:
+            from audit.reference.published import PublishedSet  # which is a reference set itself
+
+            return PublishedSet(folder, models=models, opener=opener)
         manifest = read_manifest(folder)
         try:
             check(folder, manifest)
-            return cls.open(folder, manifest, _open_embedders(folder, manifest) if models else [])
+            return cls.open(folder, manifest, open_embedders(folder, manifest.embedders, opener) if models else [])
         except (
             AuditError,
             EOFError,
@@ -195,7 +204,7 @@ class ReferenceSet:
             pa.ArrowException,
         ) as error:
             if read_manifest(folder) != manifest:  # a writer replaced it meanwhile, and removed its files
-                return cls.load(folder, models=models)
+                return cls.load(folder, models=models, opener=opener)
             known = isinstance(error, BrokenReference) and error.reason == "REFERENCE_DAMAGED"
             raise error if known else broken(folder, error) from error
 
@@ -272,14 +281,20 @@ class ReferenceSet:
     def entries(self, indices: Sequence[int]) -> list[Entry]:
         """What is known of some images."""
         found = []
-        rows, counts = self._copies
-        for row in self._rows(np.asarray(indices, np.int64)).tolist():
+        for row, copies in zip(self._rows(np.asarray(indices, np.int64)).tolist(), self.copies(indices), strict=True):
             segment, own = self._place(row)
             (values,) = self.segments[segment].describe([own], ["key", "caption", "url"])
-            place = int(np.searchsorted(rows, row))
-            copies = int(counts[place]) if place < len(rows) and rows[place] == row else 0
-            found.append(Entry(**values, copies=1 + copies))
+            found.append(Entry(**values, copies=int(copies)))
         return found
+
+    def copies(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        """How often the sources had each of some images, (n,)."""
+        wanted = self._rows(np.asarray(indices, np.int64))
+        rows, counts = self._copies
+        if not len(rows):
+            return np.ones(len(wanted), np.int64)
+        place = np.minimum(np.searchsorted(rows, wanted), len(rows) - 1)
+        return 1 + np.where(rows[place] == wanted, counts[place], 0)
 
     def picture(self, index: int) -> NDArray[np.uint8] | None:
         """An image to look at, (height, width, channels): itself or its thumbnail; None where neither is kept."""
@@ -295,7 +310,7 @@ class ReferenceSet:
     @cached_property
     def _copies(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows that others became one with, in order, and how many."""
-        gone, targets = removed_rows(self.folder, self.manifest), []
+        gone, targets = self._gone, []
         for segment, start in zip(self.segments, self._starts.tolist(), strict=False):
             targets.append(start + segment.others(["same_as"])["same_as"].drop_null().to_numpy())
         targets.append(gone["same_as"].drop_null().to_numpy())
@@ -372,13 +387,7 @@ class ReferenceSet:
         Raises:
             InvalidInput: they are of another width.
         """
-        width = self.manifest.embedders[which].width
-        if vectors.shape[1:] != (width,):
-            raise InvalidInput(
-                f"vectors of the reference set {self.name} have {width} values, not {vectors.shape[-1]}",
-                reason="VECTORS_OF_ANOTHER_EMBEDDER",
-                field="vectors",
-            )
+        width = self._check_width(vectors, which)
         k = min(k, len(self))
         if embedded(which) not in self._indexes:
             similarities, indices = self._all_embedded(which).search(np.ascontiguousarray(vectors), k)
@@ -388,6 +397,34 @@ class ReferenceSet:
         similarities = np.einsum("ncw,nw->nc", own, vectors)
         distances, indices = self._best(np.where(rows < 0, np.inf, -similarities), rows, k)
         return -distances, indices
+
+    def _check_width(self, vectors: NDArray[np.float32], which: int) -> int:
+        """The width of an embedder's vectors; raises InvalidInput for vectors of another one."""
+        width = self.manifest.embedders[which].width
+        if vectors.shape[1:] != (width,):
+            raise InvalidInput(
+                f"vectors of the reference set {self.name} have {width} values, not {vectors.shape[-1]}",
+                reason="VECTORS_OF_ANOTHER_EMBEDDER",
+                field="vectors",
+            )
+        return width
+
+    @property
+    def text_embedder(self) -> int | None:
+        """Number of the first embedder that knows words; None where none does."""
+        return next((number for number, one in enumerate(self.embedders) if isinstance(one, ClipEmbedder)), None)
+
+    def search_text(self, text: str, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Cosine similarities in [-1, 1] of the k images nearest to a text, and their indices, each (1, k).
+
+        Raises:
+            InvalidInput: none of its embedders knows words.
+        """
+        if (which := self.text_embedder) is None:
+            raise InvalidInput("only a set with a CLIP model knows words", reason="CLIP_REQUIRED", field="prompt")
+        embedder = self.embedders[which]
+        assert isinstance(embedder, ClipEmbedder)
+        return self.search_vectors(embedder.embed_texts([text]).numpy(), k, which)
 
     def _candidates(self, name: str, queries: NDArray[np.float32], k: int) -> NDArray[np.int64]:
         """Rows among which the k nearest are, (n, more than k); -1 where there are no more."""
@@ -506,22 +543,20 @@ def _below(folder: Path, path: str) -> str:
     return os.path.normpath(folder / path)
 
 
-def _open_embedders(folder: Path, manifest: Manifest) -> list[Embedder]:
+def open_embedders(folder: Path, infos: Sequence[EmbedderInfo], opener: Opener) -> list[Embedder]:
+    """The embedders of a set.
+
+    Raises:
+        ValueError: one has other weights than the set was built with.
+        NotFound, BrokenReference: as `audit.reference.embedder.open_embedder`.
+    """
     found = []
-    for info in manifest.embedders:
-        embedder = open_embedder(with_path(info.model, lambda path: _below(folder, path)))
+    for info in infos:
+        embedder = opener(with_path(info.model, lambda path: _below(folder, path)))
         if embedder.digest != info.digest:
             raise ValueError("its embedder has other weights than the ones it was built with")
         found.append(embedder)
     return found
-
-
-def _format(folder: Path) -> int | None:
-    try:
-        found = json.loads((folder / MANIFEST).read_bytes())["format"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return found if isinstance(found, int) else None
 
 
 def _image_bytes(segment: Segment) -> int:

@@ -236,7 +236,8 @@ def open_segment(folder: Path, info: SegmentInfo, manifest: Manifest) -> Segment
 
 
 def _open_array(file: Path, dtype: type, shape: tuple[int, ...] | None) -> NDArray[Any]:
-    opened = np.load(file, mmap_mode="r" if file.suffix == ".npy" else None, allow_pickle=False)
+    mapped = file.suffix == ".npy" and (shape is None or shape[0] > 0)  # nothing cannot be mapped
+    opened = np.load(file, mmap_mode="r" if mapped else None, allow_pickle=False)
     array = opened["images"] if file.suffix == ".npz" else opened
     if array.dtype != dtype or (shape is not None and array.shape != shape):
         raise ValueError(f"{file.name} does not match the manifest")

@@ -73,14 +73,17 @@ class Source:
         parts: files that are read one after the other; a folder of images is one part.
         identity: the same for the same files.
         embedded: whether it gives vectors instead of images.
+        keyed: whether an image of the same key and content is the same one, however often it comes. What is sent again
+            then changes nothing; otherwise it is one more copy.
         read: the items of a part, in the same order every time.
     """
 
-    kind: Literal["folder", "tar", "parquet", "arrow", "embeddings", "arrays"]
+    kind: Literal["folder", "tar", "parquet", "arrow", "embeddings", "arrays", "upload"]
     parts: Sequence[Path]
     identity: str
     embedded: bool
     read: Callable[[Path], Iterator[Item]]
+    keyed: bool = False
 
     def items(self, part: int, skip: int = 0) -> Iterator[Item]:
         """Items of a part from the one numbered `skip` on. Where the rest cannot be read, the last one says so."""

@@ -26,7 +26,7 @@ from audit.v1 import checkpoint_pb2 as audit_dot_v1_dot_checkpoint__pb2
 from audit.v1 import reference_pb2 as audit_dot_v1_dot_reference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x61udit/v1/info.proto\x12\x08\x61udit.v1\x1a\x19\x61udit/v1/checkpoint.proto\x1a\x18\x61udit/v1/reference.proto\"\x10\n\x0eGetInfoRequest\"\xa3\x02\n\x0fGetInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12;\n\tlibraries\x18\x02 \x03(\x0b\x32(.audit.v1.GetInfoResponse.LibrariesEntry\x12 \n\x06limits\x18\x03 \x01(\x0b\x32\x10.audit.v1.Limits\x12\x12\n\nschedulers\x18\x04 \x03(\t\x12-\n\x0b\x63heckpoints\x18\x05 \x03(\x0b\x32\x18.audit.v1.CheckpointInfo\x12+\n\nreferences\x18\x06 \x03(\x0b\x32\x17.audit.v1.ReferenceInfo\x1a\x30\n\x0eLibrariesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xd6\x01\n\x06Limits\x12\x19\n\x11prompt_characters\x18\x01 \x01(\x05\x12\r\n\x05seeds\x18\x02 \x01(\x05\x12\r\n\x05steps\x18\x03 \x01(\x05\x12\x12\n\nimage_side\x18\x04 \x01(\x05\x12\x19\n\x11queue_evaluations\x18\x05 \x01(\x03\x12\x19\n\x11\x63oncurrent_audits\x18\x06 \x01(\x05\x12\x13\n\x0bimage_bytes\x18\x07 \x01(\x05\x12\x13\n\x0b\x65valuations\x18\x08 \x01(\x03\x12\x0e\n\x06pixels\x18\t \x01(\x03\x12\x0f\n\x07prompts\x18\n \x01(\x05\x32M\n\x0bInfoService\x12>\n\x07GetInfo\x12\x18.audit.v1.GetInfoRequest\x1a\x19.audit.v1.GetInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x61udit/v1/info.proto\x12\x08\x61udit.v1\x1a\x19\x61udit/v1/checkpoint.proto\x1a\x18\x61udit/v1/reference.proto\"\x10\n\x0eGetInfoRequest\"\xb6\x02\n\x0fGetInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12;\n\tlibraries\x18\x02 \x03(\x0b\x32(.audit.v1.GetInfoResponse.LibrariesEntry\x12 \n\x06limits\x18\x03 \x01(\x0b\x32\x10.audit.v1.Limits\x12\x12\n\nschedulers\x18\x04 \x03(\t\x12-\n\x0b\x63heckpoints\x18\x05 \x03(\x0b\x32\x18.audit.v1.CheckpointInfo\x12+\n\nreferences\x18\x06 \x03(\x0b\x32\x17.audit.v1.ReferenceInfo\x12\x11\n\tembedders\x18\x07 \x03(\t\x1a\x30\n\x0eLibrariesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x83\x02\n\x06Limits\x12\x19\n\x11prompt_characters\x18\x01 \x01(\x05\x12\r\n\x05seeds\x18\x02 \x01(\x05\x12\r\n\x05steps\x18\x03 \x01(\x05\x12\x12\n\nimage_side\x18\x04 \x01(\x05\x12\x19\n\x11queue_evaluations\x18\x05 \x01(\x03\x12\x19\n\x11\x63oncurrent_audits\x18\x06 \x01(\x05\x12\x13\n\x0bimage_bytes\x18\x07 \x01(\x05\x12\x13\n\x0b\x65valuations\x18\x08 \x01(\x03\x12\x0e\n\x06pixels\x18\t \x01(\x03\x12\x0f\n\x07prompts\x18\n \x01(\x05\x12\x15\n\rstream_images\x18\x0b \x01(\x05\x12\x14\n\x0cstream_bytes\x18\x0c \x01(\x03\x32M\n\x0bInfoService\x12>\n\x07GetInfo\x12\x18.audit.v1.GetInfoRequest\x1a\x19.audit.v1.GetInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,11 +38,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETINFOREQUEST']._serialized_start=86
   _globals['_GETINFOREQUEST']._serialized_end=102
   _globals['_GETINFORESPONSE']._serialized_start=105
-  _globals['_GETINFORESPONSE']._serialized_end=396
-  _globals['_GETINFORESPONSE_LIBRARIESENTRY']._serialized_start=348
-  _globals['_GETINFORESPONSE_LIBRARIESENTRY']._serialized_end=396
-  _globals['_LIMITS']._serialized_start=399
-  _globals['_LIMITS']._serialized_end=613
-  _globals['_INFOSERVICE']._serialized_start=615
-  _globals['_INFOSERVICE']._serialized_end=692
+  _globals['_GETINFORESPONSE']._serialized_end=415
+  _globals['_GETINFORESPONSE_LIBRARIESENTRY']._serialized_start=367
+  _globals['_GETINFORESPONSE_LIBRARIESENTRY']._serialized_end=415
+  _globals['_LIMITS']._serialized_start=418
+  _globals['_LIMITS']._serialized_end=677
+  _globals['_INFOSERVICE']._serialized_start=679
+  _globals['_INFOSERVICE']._serialized_end=756
 # @@protoc_insertion_point(module_scope)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from audit.v1 import report_pb2 as audit_dot_v1_dot_report__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61udit/v1/reference.proto\x12\x08\x61udit.v1\x1a\x15\x61udit/v1/report.proto\">\n\x15ListReferencesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"^\n\x16ListReferencesResponse\x12+\n\nreferences\x18\x01 \x03(\x0b\x32\x17.audit.v1.ReferenceInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"b\n\rReferenceInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x03\x12\x10\n\x08\x63omplete\x18\x04 \x01(\x08\x12\x13\n\x0b\x63lip_digest\x18\x05 \x01(\t\"a\n\x16SearchReferenceRequest\x12\x11\n\treference\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\x0c\x12\r\n\x05limit\x18\x03 \x01(\x05\x12\x16\n\x0einclude_images\x18\x04 \x01(\x08\"b\n\x17SearchReferenceResponse\x12!\n\x05pixel\x18\x01 \x03(\x0b\x32\x12.audit.v1.Neighbor\x12$\n\x04\x63lip\x18\x02 \x03(\x0b\x32\x16.audit.v1.ClipNeighbor2\xbf\x01\n\x10ReferenceService\x12S\n\x0eListReferences\x12\x1f.audit.v1.ListReferencesRequest\x1a .audit.v1.ListReferencesResponse\x12V\n\x0fSearchReference\x12 .audit.v1.SearchReferenceRequest\x1a!.audit.v1.SearchReferenceResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61udit/v1/reference.proto\x12\x08\x61udit.v1\x1a\x15\x61udit/v1/report.proto\">\n\x15ListReferencesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"^\n\x16ListReferencesResponse\x12+\n\nreferences\x18\x01 \x03(\x0b\x32\x17.audit.v1.ReferenceInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"(\n\x13GetReferenceRequest\x12\x11\n\treference\x18\x01 \x01(\t\"B\n\x14GetReferenceResponse\x12*\n\treference\x18\x01 \x01(\x0b\x32\x17.audit.v1.ReferenceInfo\"\x8d\x01\n\x16\x43reateReferenceRequest\x12\x11\n\treference\x18\x01 \x01(\t\x12\x11\n\tembedders\x18\x02 \x03(\t\x12\x0e\n\x06height\x18\x03 \x01(\x05\x12\r\n\x05width\x18\x04 \x01(\x05\x12\x16\n\x0ewithout_images\x18\x05 \x01(\x08\x12\x16\n\x0ethumbnail_side\x18\x06 \x01(\x05\"E\n\x17\x43reateReferenceResponse\x12*\n\treference\x18\x01 \x01(\x0b\x32\x17.audit.v1.ReferenceInfo\"n\n\x10\x41\x64\x64ImagesRequest\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x19.audit.v1.AddImagesHeaderH\x00\x12%\n\x06images\x18\x02 \x01(\x0b\x32\x13.audit.v1.NewImagesH\x00\x42\x06\n\x04part\"H\n\x0f\x41\x64\x64ImagesHeader\x12\x11\n\treference\x18\x01 \x01(\t\x12\x15\n\x08\x63omplete\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\x0b\n\t_complete\"/\n\tNewImages\x12\"\n\x06images\x18\x01 \x03(\x0b\x32\x12.audit.v1.NewImage\"D\n\x08NewImage\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0f\n\x07\x63\x61ption\x18\x03 \x01(\t\x12\x0b\n\x03url\x18\x04 \x01(\t\"\xb9\x01\n\x11\x41\x64\x64ImagesResponse\x12*\n\treference\x18\x01 \x01(\x0b\x32\x17.audit.v1.ReferenceInfo\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x02 \x01(\x03\x12\x12\n\nduplicates\x18\x03 \x01(\x03\x12\x17\n\x0frepeated_images\x18\x04 \x01(\x03\x12\x12\n\nunreadable\x18\x05 \x01(\x03\x12(\n\x08left_out\x18\x06 \x03(\x0b\x32\x16.audit.v1.LeftOutImage\"+\n\x0cLeftOutImage\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"+\n\x16\x44\x65leteReferenceRequest\x12\x11\n\treference\x18\x01 \x01(\t\"\x19\n\x17\x44\x65leteReferenceResponse\"\xcd\x01\n\rReferenceInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x03\x12\x10\n\x08\x63omplete\x18\x04 \x01(\x08\x12\x13\n\x0b\x63lip_digest\x18\x05 \x01(\t\x12\x0f\n\x07\x63reated\x18\x06 \x01(\x08\x12\x0e\n\x06height\x18\x07 \x01(\x05\x12\r\n\x05width\x18\x08 \x01(\x05\x12\x11\n\tembedders\x18\t \x03(\t\x12\x12\n\nduplicates\x18\n \x01(\x03\x12\x12\n\nunreadable\x18\x0b \x01(\x03\"q\n\x16SearchReferenceRequest\x12\x11\n\treference\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\x0c\x12\r\n\x05limit\x18\x03 \x01(\x05\x12\x16\n\x0einclude_images\x18\x04 \x01(\x08\x12\x0e\n\x06prompt\x18\x05 \x01(\t\"b\n\x17SearchReferenceResponse\x12!\n\x05pixel\x18\x01 \x03(\x0b\x32\x12.audit.v1.Neighbor\x12$\n\x04\x63lip\x18\x02 \x03(\x0b\x32\x16.audit.v1.ClipNeighbor2\x86\x04\n\x10ReferenceService\x12S\n\x0eListReferences\x12\x1f.audit.v1.ListReferencesRequest\x1a .audit.v1.ListReferencesResponse\x12M\n\x0cGetReference\x12\x1d.audit.v1.GetReferenceRequest\x1a\x1e.audit.v1.GetReferenceResponse\x12V\n\x0f\x43reateReference\x12 .audit.v1.CreateReferenceRequest\x1a!.audit.v1.CreateReferenceResponse\x12\x46\n\tAddImages\x12\x1a.audit.v1.AddImagesRequest\x1a\x1b.audit.v1.AddImagesResponse(\x01\x12V\n\x0f\x44\x65leteReference\x12 .audit.v1.DeleteReferenceRequest\x1a!.audit.v1.DeleteReferenceResponse\x12V\n\x0fSearchReference\x12 .audit.v1.SearchReferenceRequest\x1a!.audit.v1.SearchReferenceResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,12 +36,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTREFERENCESREQUEST']._serialized_end=123
   _globals['_LISTREFERENCESRESPONSE']._serialized_start=125
   _globals['_LISTREFERENCESRESPONSE']._serialized_end=219
-  _globals['_REFERENCEINFO']._serialized_start=221
-  _globals['_REFERENCEINFO']._serialized_end=319
-  _globals['_SEARCHREFERENCEREQUEST']._serialized_start=321
-  _globals['_SEARCHREFERENCEREQUEST']._serialized_end=418
-  _globals['_SEARCHREFERENCERESPONSE']._serialized_start=420
-  _globals['_SEARCHREFERENCERESPONSE']._serialized_end=518
-  _globals['_REFERENCESERVICE']._serialized_start=521
-  _globals['_REFERENCESERVICE']._serialized_end=712
+  _globals['_GETREFERENCEREQUEST']._serialized_start=221
+  _globals['_GETREFERENCEREQUEST']._serialized_end=261
+  _globals['_GETREFERENCERESPONSE']._serialized_start=263
+  _globals['_GETREFERENCERESPONSE']._serialized_end=329
+  _globals['_CREATEREFERENCEREQUEST']._serialized_start=332
+  _globals['_CREATEREFERENCEREQUEST']._serialized_end=473
+  _globals['_CREATEREFERENCERESPONSE']._serialized_start=475
+  _globals['_CREATEREFERENCERESPONSE']._serialized_end=544
+  _globals['_ADDIMAGESREQUEST']._serialized_start=546
+  _globals['_ADDIMAGESREQUEST']._serialized_end=656
+  _globals['_ADDIMAGESHEADER']._serialized_start=658
+  _globals['_ADDIMAGESHEADER']._serialized_end=730
+  _globals['_NEWIMAGES']._serialized_start=732
+  _globals['_NEWIMAGES']._serialized_end=779
+  _globals['_NEWIMAGE']._serialized_start=781
+  _globals['_NEWIMAGE']._serialized_end=849
+  _globals['_ADDIMAGESRESPONSE']._serialized_start=852
+  _globals['_ADDIMAGESRESPONSE']._serialized_end=1037
+  _globals['_LEFTOUTIMAGE']._serialized_start=1039
+  _globals['_LEFTOUTIMAGE']._serialized_end=1082
+  _globals['_DELETEREFERENCEREQUEST']._serialized_start=1084
+  _globals['_DELETEREFERENCEREQUEST']._serialized_end=1127
+  _globals['_DELETEREFERENCERESPONSE']._serialized_start=1129
+  _globals['_DELETEREFERENCERESPONSE']._serialized_end=1154
+  _globals['_REFERENCEINFO']._serialized_start=1157
+  _globals['_REFERENCEINFO']._serialized_end=1362
+  _globals['_SEARCHREFERENCEREQUEST']._serialized_start=1364
+  _globals['_SEARCHREFERENCEREQUEST']._serialized_end=1477
+  _globals['_SEARCHREFERENCERESPONSE']._serialized_start=1479
+  _globals['_SEARCHREFERENCERESPONSE']._serialized_end=1577
+  _globals['_REFERENCESERVICE']._serialized_start=1580
+  _globals['_REFERENCESERVICE']._serialized_end=2098
 # @@protoc_insertion_point(module_scope)

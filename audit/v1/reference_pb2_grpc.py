@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ReferenceServiceStub:
-    """The reference sets of a server.
+    """The reference sets of a server: the operator's, which callers only use, and those that callers make.
     """
 
     def __init__(self, channel):
@@ -40,6 +40,26 @@ class ReferenceServiceStub:
                 request_serializer=audit_dot_v1_dot_reference__pb2.ListReferencesRequest.SerializeToString,
                 response_deserializer=audit_dot_v1_dot_reference__pb2.ListReferencesResponse.FromString,
                 _registered_method=True)
+        self.GetReference = channel.unary_unary(
+                '/audit.v1.ReferenceService/GetReference',
+                request_serializer=audit_dot_v1_dot_reference__pb2.GetReferenceRequest.SerializeToString,
+                response_deserializer=audit_dot_v1_dot_reference__pb2.GetReferenceResponse.FromString,
+                _registered_method=True)
+        self.CreateReference = channel.unary_unary(
+                '/audit.v1.ReferenceService/CreateReference',
+                request_serializer=audit_dot_v1_dot_reference__pb2.CreateReferenceRequest.SerializeToString,
+                response_deserializer=audit_dot_v1_dot_reference__pb2.CreateReferenceResponse.FromString,
+                _registered_method=True)
+        self.AddImages = channel.stream_unary(
+                '/audit.v1.ReferenceService/AddImages',
+                request_serializer=audit_dot_v1_dot_reference__pb2.AddImagesRequest.SerializeToString,
+                response_deserializer=audit_dot_v1_dot_reference__pb2.AddImagesResponse.FromString,
+                _registered_method=True)
+        self.DeleteReference = channel.unary_unary(
+                '/audit.v1.ReferenceService/DeleteReference',
+                request_serializer=audit_dot_v1_dot_reference__pb2.DeleteReferenceRequest.SerializeToString,
+                response_deserializer=audit_dot_v1_dot_reference__pb2.DeleteReferenceResponse.FromString,
+                _registered_method=True)
         self.SearchReference = channel.unary_unary(
                 '/audit.v1.ReferenceService/SearchReference',
                 request_serializer=audit_dot_v1_dot_reference__pb2.SearchReferenceRequest.SerializeToString,
@@ -48,18 +68,48 @@ class ReferenceServiceStub:
 
 
 class ReferenceServiceServicer:
-    """The reference sets of a server.
+    """The reference sets of a server: the operator's, which callers only use, and those that callers make.
     """
 
     def ListReferences(self, request, context):
-        """Lists registered reference sets.
+        """Lists reference sets.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetReference(self, request, context):
+        """Describes one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateReference(self, request, context):
+        """Makes a set without images. Made again in the same way it stays as it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddImages(self, request_iterator, context):
+        """Adds images to a set that a caller made, which come in any number of messages after the first one. A stream that
+        ends early adds nothing. An image of the same key and content is never added twice, so that a stream whose answer
+        did not arrive is simply sent again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteReference(self, request, context):
+        """Deletes a set that a caller made. Audits that use it finish.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SearchReference(self, request, context):
-        """Finds the reference images nearest to an image.
+        """Finds the reference images nearest to an image, or to words.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -72,6 +122,26 @@ def add_ReferenceServiceServicer_to_server(servicer, server):
                     servicer.ListReferences,
                     request_deserializer=audit_dot_v1_dot_reference__pb2.ListReferencesRequest.FromString,
                     response_serializer=audit_dot_v1_dot_reference__pb2.ListReferencesResponse.SerializeToString,
+            ),
+            'GetReference': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetReference,
+                    request_deserializer=audit_dot_v1_dot_reference__pb2.GetReferenceRequest.FromString,
+                    response_serializer=audit_dot_v1_dot_reference__pb2.GetReferenceResponse.SerializeToString,
+            ),
+            'CreateReference': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateReference,
+                    request_deserializer=audit_dot_v1_dot_reference__pb2.CreateReferenceRequest.FromString,
+                    response_serializer=audit_dot_v1_dot_reference__pb2.CreateReferenceResponse.SerializeToString,
+            ),
+            'AddImages': grpc.stream_unary_rpc_method_handler(
+                    servicer.AddImages,
+                    request_deserializer=audit_dot_v1_dot_reference__pb2.AddImagesRequest.FromString,
+                    response_serializer=audit_dot_v1_dot_reference__pb2.AddImagesResponse.SerializeToString,
+            ),
+            'DeleteReference': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteReference,
+                    request_deserializer=audit_dot_v1_dot_reference__pb2.DeleteReferenceRequest.FromString,
+                    response_serializer=audit_dot_v1_dot_reference__pb2.DeleteReferenceResponse.SerializeToString,
             ),
             'SearchReference': grpc.unary_unary_rpc_method_handler(
                     servicer.SearchReference,
@@ -87,7 +157,7 @@ def add_ReferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ReferenceService:
-    """The reference sets of a server.
+    """The reference sets of a server: the operator's, which callers only use, and those that callers make.
     """
 
     @staticmethod
@@ -107,6 +177,114 @@ class ReferenceService:
             '/audit.v1.ReferenceService/ListReferences',
             audit_dot_v1_dot_reference__pb2.ListReferencesRequest.SerializeToString,
             audit_dot_v1_dot_reference__pb2.ListReferencesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetReference(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/audit.v1.ReferenceService/GetReference',
+            audit_dot_v1_dot_reference__pb2.GetReferenceRequest.SerializeToString,
+            audit_dot_v1_dot_reference__pb2.GetReferenceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateReference(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/audit.v1.ReferenceService/CreateReference',
+            audit_dot_v1_dot_reference__pb2.CreateReferenceRequest.SerializeToString,
+            audit_dot_v1_dot_reference__pb2.CreateReferenceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddImages(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/audit.v1.ReferenceService/AddImages',
+            audit_dot_v1_dot_reference__pb2.AddImagesRequest.SerializeToString,
+            audit_dot_v1_dot_reference__pb2.AddImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteReference(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/audit.v1.ReferenceService/DeleteReference',
+            audit_dot_v1_dot_reference__pb2.DeleteReferenceRequest.SerializeToString,
+            audit_dot_v1_dot_reference__pb2.DeleteReferenceResponse.FromString,
             options,
             channel_credentials,
             insecure,

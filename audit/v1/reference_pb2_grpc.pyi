@@ -27,29 +27,51 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ReferenceServiceStub:
-    """The reference sets of a server."""
+    """The reference sets of a server: the operator's, which callers only use, and those that callers make."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ReferenceServiceAsyncStub: ...
     ListReferences: _grpc.UnaryUnaryMultiCallable[_reference_pb2.ListReferencesRequest, _reference_pb2.ListReferencesResponse]
-    """Lists registered reference sets."""
+    """Lists reference sets."""
+    GetReference: _grpc.UnaryUnaryMultiCallable[_reference_pb2.GetReferenceRequest, _reference_pb2.GetReferenceResponse]
+    """Describes one."""
+    CreateReference: _grpc.UnaryUnaryMultiCallable[_reference_pb2.CreateReferenceRequest, _reference_pb2.CreateReferenceResponse]
+    """Makes a set without images. Made again in the same way it stays as it is."""
+    AddImages: _grpc.StreamUnaryMultiCallable[_reference_pb2.AddImagesRequest, _reference_pb2.AddImagesResponse]
+    """Adds images to a set that a caller made, which come in any number of messages after the first one. A stream that
+    ends early adds nothing. An image of the same key and content is never added twice, so that a stream whose answer
+    did not arrive is simply sent again.
+    """
+    DeleteReference: _grpc.UnaryUnaryMultiCallable[_reference_pb2.DeleteReferenceRequest, _reference_pb2.DeleteReferenceResponse]
+    """Deletes a set that a caller made. Audits that use it finish."""
     SearchReference: _grpc.UnaryUnaryMultiCallable[_reference_pb2.SearchReferenceRequest, _reference_pb2.SearchReferenceResponse]
-    """Finds the reference images nearest to an image."""
+    """Finds the reference images nearest to an image, or to words."""
 
 @_typing.type_check_only
 class ReferenceServiceAsyncStub(ReferenceServiceStub):
-    """The reference sets of a server."""
+    """The reference sets of a server: the operator's, which callers only use, and those that callers make."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListReferences: _aio.UnaryUnaryMultiCallable[_reference_pb2.ListReferencesRequest, _reference_pb2.ListReferencesResponse]  # type: ignore[assignment]
-    """Lists registered reference sets."""
+    """Lists reference sets."""
+    GetReference: _aio.UnaryUnaryMultiCallable[_reference_pb2.GetReferenceRequest, _reference_pb2.GetReferenceResponse]  # type: ignore[assignment]
+    """Describes one."""
+    CreateReference: _aio.UnaryUnaryMultiCallable[_reference_pb2.CreateReferenceRequest, _reference_pb2.CreateReferenceResponse]  # type: ignore[assignment]
+    """Makes a set without images. Made again in the same way it stays as it is."""
+    AddImages: _aio.StreamUnaryMultiCallable[_reference_pb2.AddImagesRequest, _reference_pb2.AddImagesResponse]  # type: ignore[assignment]
+    """Adds images to a set that a caller made, which come in any number of messages after the first one. A stream that
+    ends early adds nothing. An image of the same key and content is never added twice, so that a stream whose answer
+    did not arrive is simply sent again.
+    """
+    DeleteReference: _aio.UnaryUnaryMultiCallable[_reference_pb2.DeleteReferenceRequest, _reference_pb2.DeleteReferenceResponse]  # type: ignore[assignment]
+    """Deletes a set that a caller made. Audits that use it finish."""
     SearchReference: _aio.UnaryUnaryMultiCallable[_reference_pb2.SearchReferenceRequest, _reference_pb2.SearchReferenceResponse]  # type: ignore[assignment]
-    """Finds the reference images nearest to an image."""
+    """Finds the reference images nearest to an image, or to words."""
 
 class ReferenceServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The reference sets of a server."""
+    """The reference sets of a server: the operator's, which callers only use, and those that callers make."""
 
     @_abc_1.abstractmethod
     def ListReferences(
@@ -57,7 +79,42 @@ class ReferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _reference_pb2.ListReferencesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_reference_pb2.ListReferencesResponse, _abc.Awaitable[_reference_pb2.ListReferencesResponse]]:
-        """Lists registered reference sets."""
+        """Lists reference sets."""
+
+    @_abc_1.abstractmethod
+    def GetReference(
+        self,
+        request: _reference_pb2.GetReferenceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reference_pb2.GetReferenceResponse, _abc.Awaitable[_reference_pb2.GetReferenceResponse]]:
+        """Describes one."""
+
+    @_abc_1.abstractmethod
+    def CreateReference(
+        self,
+        request: _reference_pb2.CreateReferenceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reference_pb2.CreateReferenceResponse, _abc.Awaitable[_reference_pb2.CreateReferenceResponse]]:
+        """Makes a set without images. Made again in the same way it stays as it is."""
+
+    @_abc_1.abstractmethod
+    def AddImages(
+        self,
+        request_iterator: _MaybeAsyncIterator[_reference_pb2.AddImagesRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_reference_pb2.AddImagesResponse, _abc.Awaitable[_reference_pb2.AddImagesResponse]]:
+        """Adds images to a set that a caller made, which come in any number of messages after the first one. A stream that
+        ends early adds nothing. An image of the same key and content is never added twice, so that a stream whose answer
+        did not arrive is simply sent again.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteReference(
+        self,
+        request: _reference_pb2.DeleteReferenceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reference_pb2.DeleteReferenceResponse, _abc.Awaitable[_reference_pb2.DeleteReferenceResponse]]:
+        """Deletes a set that a caller made. Audits that use it finish."""
 
     @_abc_1.abstractmethod
     def SearchReference(
@@ -65,6 +122,6 @@ class ReferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _reference_pb2.SearchReferenceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_reference_pb2.SearchReferenceResponse, _abc.Awaitable[_reference_pb2.SearchReferenceResponse]]:
-        """Finds the reference images nearest to an image."""
+        """Finds the reference images nearest to an image, or to words."""
 
 def add_ReferenceServiceServicer_to_server(servicer: ReferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -184,28 +184,32 @@ class Mode(_message.Message):
     def __init__(self, seeds: _Optional[_Iterable[int]] = ..., share: _Optional[float] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., nearest_reference: _Optional[_Union[Neighbor, _Mapping]] = ...) -> None: ...
 
 class Neighbor(_message.Message):
-    __slots__ = ("index", "caption", "distance", "original_distance", "image")
+    __slots__ = ("index", "caption", "distance", "original_distance", "image", "key")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     CAPTION_FIELD_NUMBER: _ClassVar[int]
     DISTANCE_FIELD_NUMBER: _ClassVar[int]
     ORIGINAL_DISTANCE_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
     index: int
     caption: str
     distance: float
     original_distance: float
     image: Image
-    def __init__(self, index: _Optional[int] = ..., caption: _Optional[str] = ..., distance: _Optional[float] = ..., original_distance: _Optional[float] = ..., image: _Optional[_Union[Image, _Mapping]] = ...) -> None: ...
+    key: str
+    def __init__(self, index: _Optional[int] = ..., caption: _Optional[str] = ..., distance: _Optional[float] = ..., original_distance: _Optional[float] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., key: _Optional[str] = ...) -> None: ...
 
 class ClipNeighbor(_message.Message):
-    __slots__ = ("index", "caption", "similarity")
+    __slots__ = ("index", "caption", "similarity", "key")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     CAPTION_FIELD_NUMBER: _ClassVar[int]
     SIMILARITY_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
     index: int
     caption: str
     similarity: float
-    def __init__(self, index: _Optional[int] = ..., caption: _Optional[str] = ..., similarity: _Optional[float] = ...) -> None: ...
+    key: str
+    def __init__(self, index: _Optional[int] = ..., caption: _Optional[str] = ..., similarity: _Optional[float] = ..., key: _Optional[str] = ...) -> None: ...
 
 class SampleEvidence(_message.Message):
     __slots__ = ("seed", "verdict", "mode", "nearest_reference", "nearest_clip", "nearest_sample_seed", "nearest_sample_distance", "image")

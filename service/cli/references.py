@@ -18,6 +18,7 @@ from audit.errors import InvalidInput
 from audit.progress import progress_bar
 from service.cli.console import results
 from service.cli.options import finite, parse_size
+from service.cli.remote_references import add_to, create, delete, list_, search_in
 
 if TYPE_CHECKING:
     from audit.reference.manifest import Manifest
@@ -39,6 +40,7 @@ Source = Annotated[
     ),
 ]
 SetFolder = Annotated[Path, typer.Argument(metavar="SET", help="The reference set's folder.")]
+OnServer = Annotated[str, typer.Option("--server", metavar="HOST:PORT", help="SET is a name on this server.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Drop unfinished work in the folder.")]
 
 
@@ -58,6 +60,10 @@ class Output(StrEnum):
 
     TABLE = "table"
     JSON = "json"
+
+
+for command, called in ((create, "create"), (delete, "delete"), (list_, "list")):
+    app.command(called)(command)
 
 
 @app.callback()
@@ -143,12 +149,28 @@ def build(
 
 
 @app.command()
-def add(set_: SetFolder, images: Source, restart: Restart = False) -> None:
-    """Add images to a set. Until all of them are in, it stays as it is."""
+def add(
+    set_: SetFolder,
+    images: Source,
+    complete: Annotated[
+        bool | None,
+        typer.Option(
+            "--complete/--partial", help="These are the last of the images that the checkpoint was trained on."
+        ),
+    ] = None,
+    restart: Restart = False,
+    server: OnServer = "",
+) -> None:
+    """Add images to a set. Until all of them are in, it stays as it is; on a server, until some thousands are."""
+    if server:
+        if restart:
+            raise InvalidInput("a server has no unfinished work", reason="FLAGS_CONFLICT", field="restart")
+        add_to(server, str(set_), images, complete=complete)
+        return
     from audit.reference.build import add
 
     with _progress() as progress:
-        grown = add(set_, images, restart=restart, progress=progress)
+        grown = add(set_, images, complete=complete, restart=restart, progress=progress)
     _print(grown.manifest)
 
 
@@ -195,6 +217,27 @@ def compact(set_: SetFolder) -> None:
 
 
 @app.command()
+def publish(
+    set_: SetFolder,
+    database: Annotated[
+        str, typer.Argument(metavar="lancedb:URI", help="A folder, an object store (s3://, gs://, az://) or db://.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="What names it, for audits and servers.")],
+    table: Annotated[str, typer.Option(help="In the database; nothing else may use it.")] = "reference",
+) -> None:
+    """Bring a database up to the embeddings of a set, so that many machines can search them.
+
+    Do it again whenever the set has changed. Credentials are in the environment, as the database wants them.
+    """
+    from audit.reference.published import publish
+    from audit.reference.reference_set import ReferenceSet
+
+    with _progress() as progress:
+        published = publish(ReferenceSet.load(set_, models=False), out, database, table, progress)
+    _print(published.manifest)
+
+
+@app.command()
 def info(
     set_: SetFolder,
     check: Annotated[bool, typer.Option("--check", help="Read every file and compare it with its digest.")] = False,
@@ -230,14 +273,17 @@ def search(
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="Search by words instead, with a CLIP model.")] = "",
     limit: Annotated[int, typer.Option(min=1, max=100, help="Most hits of each kind.")] = 10,
     output: Annotated[Output, typer.Option("--format")] = Output.TABLE,
+    server: OnServer = "",
 ) -> None:
     """Find the images of a set that are nearest to an image, or to words."""
-    from audit.reference.clip import ClipEmbedder
     from audit.reference.images import fit, read_image, to_float
     from audit.reference.reference_set import ReferenceSet
 
     if (image is None) == (not prompt):
         raise InvalidInput("name an image file or a --prompt", reason="QUERY_REQUIRED", field="image")
+    if server:
+        _print_rows(search_in(server, str(set_), image, prompt, limit), output)
+        return
     opened = ReferenceSet.load(set_)
     hits = list[tuple[str, float, int]]()
     if image is not None:
@@ -250,14 +296,9 @@ def search(
             if (found := opened.search_embedded(query, limit, number)) is not None:
                 hits += [(embedder.model_name, *hit) for hit in _zipped(found)]
     else:
-        texts = [number for number, one in enumerate(opened.embedders) if isinstance(one, ClipEmbedder)]
-        if not texts:
-            raise InvalidInput("only a set with a CLIP model knows words", reason="CLIP_REQUIRED", field="prompt")
-        embedder = opened.embedders[texts[0]]
-        assert isinstance(embedder, ClipEmbedder)
-        vectors = embedder.embed_texts([prompt]).numpy()
-        hits += [(embedder.model_name, *hit) for hit in _zipped(opened.search_vectors(vectors, limit, texts[0]))]
-    _print_hits(opened, hits, output)
+        found = opened.search_text(prompt, limit)
+        hits += [(opened.embedders[opened.text_embedder or 0].model_name, *hit) for hit in _zipped(found)]
+    _print_rows(_rows(opened, hits), output)
 
 
 def _zipped(found: tuple[object, object]) -> Iterator[tuple[float, int]]:
@@ -267,14 +308,18 @@ def _zipped(found: tuple[object, object]) -> Iterator[tuple[float, int]]:
     return zip(values, indices, strict=True)
 
 
-def _print_hits(opened: ReferenceSet, hits: list[tuple[str, float, int]], output: Output) -> None:
+def _rows(opened: ReferenceSet, hits: list[tuple[str, float, int]]) -> list[dict[str, object]]:
     from audit.reference.embedder import shown
 
-    rows = []
+    rows = list[dict[str, object]]()
     for (by, value, index), entry in zip(hits, opened.entries([index for *_, index in hits]), strict=True):
         measure = "distance" if by == "pixels" else "similarity"
         name = by if by == "pixels" else shown(by)
         rows.append({"by": name, "index": index, measure: round(value, 4), **vars(entry)})
+    return rows
+
+
+def _print_rows(rows: list[dict[str, object]], output: Output) -> None:
     if output is Output.JSON:
         for row in rows:
             print(json.dumps(row, ensure_ascii=False))
@@ -286,7 +331,8 @@ def _print_hits(opened: ReferenceSet, hits: list[tuple[str, float, int]], output
         value = row["distance"] if "distance" in row else row["similarity"]
         table.add_row(
             *(Text(str(cell)) for cell in (
-                row["by"], f"{value:.3f}", row["index"], row["copies"], row["key"], row["caption"] or row["url"],
+                row["by"], f"{value:.3f}", row["index"], row.get("copies", ""), row["key"],
+                row["caption"] or row.get("url", ""),
             ))
         )  # fmt: skip
     results().print(table)

@@ -30,6 +30,7 @@ NAMES = (
     "inspections",
     "load",
     "references",
+    "vector_databases",
 )
 OUT = Path(__file__).parents[2] / "docs" / "benchmarks"
 

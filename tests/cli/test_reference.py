@@ -172,3 +172,21 @@ def test_bad_upkeep_is_one_line(basin: Basin, pictures: Path, tmp_path: Path) ->
     ):
         assert is_one_error(basin("reference", *arguments), *words)
     assert (folder / "reference.json").read_bytes() == before
+
+
+def test_a_set_is_published(basin: Basin, pictures: Path, tmp_path: Path) -> None:
+    """To a database, from which the same commands search it; and what is wrong is one line."""
+    basin("reference", "build", "--images", pictures, "--out", tmp_path / "set", "--embedder", CLIP)
+    result = basin("reference", "publish", tmp_path / "set", f"lancedb:{tmp_path}/database", "--out", tmp_path / "out")
+    assert (result.code, result.out.startswith("pictures: 5 images, complete, sha256:")) == (0, True)
+    found = basin("reference", "search", tmp_path / "out", pictures / "b.jpg", "--format", "json")
+    assert json.loads(found.out.splitlines()[0])["key"] == "b.jpg"
+    facts = json.loads(basin("reference", "info", tmp_path / "out", "--format", "json").out)
+    assert (facts["images"], facts["size"]) == (5, "not kept")
+    for arguments, words in (
+        (("publish", tmp_path / "set", "milvus:x", "--out", tmp_path / "other"), ["lancedb:"]),
+        (("publish", tmp_path / "out", f"lancedb:{tmp_path}/x", "--out", tmp_path / "other"), ["cannot be published"]),
+        (("add", tmp_path / "out", "--images", pictures), ["published from"]),
+        (("compact", tmp_path / "out"), ["published from"]),
+    ):
+        assert is_one_error(basin("reference", *arguments), *words)

@@ -25,7 +25,7 @@ from tests.service.fuzz import messages, perturbed, service
 from tests.service.helpers import LONG, SERVING, SMALL, Client, small
 
 #: Of messages, and of bytes, for each method.
-EXAMPLES, MUTATIONS = 155, 75
+EXAMPLES, MUTATIONS = 130, 65
 #: Texts that mean something to the server.
 WORDS = (
     "", "demo", "copy", "x", "a red silk dress", demo.prompts()[0], "ordinary", "operations", "operations/x", "ddim",
@@ -33,10 +33,10 @@ WORDS = (
 )  # fmt: skip
 METHODS = [(name, method.name) for name in SERVICES for method in service(name).methods]
 #: Methods whose good message would end what the others need.
-NEVER_GOOD = ("DeleteBatch", "DeleteOperation")
+NEVER_GOOD = ("DeleteBatch", "DeleteOperation", "DeleteReference")
 #: What a caller's fault, or a server that is busy, may look like.
 EXPECTED = {
-    grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.ALREADY_EXISTS,
     grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNIMPLEMENTED,
 }  # fmt: skip
@@ -51,6 +51,7 @@ def own(launch: Callable[..., Client], tmp_path_factory: pytest.TempPathFactory)
         batches={"store": f"sqlite:///{store}", "prompts": 8},
         budget={"seeds": 4, "curvature": "off"},
         checkpoints={"copy": {"source": str(demo.CHECKPOINT)}},
+        reference_store={"folder": store.with_name("references"), "images": 100, "sets": 20},
         demo=True,
     )
 
@@ -59,6 +60,7 @@ def any_message(client: Client, name: str, method: str) -> st.SearchStrategy[Mes
     """A message that a method takes: anything at all, or one that is almost good."""
     for id_ in ("demo", "copy"):  # whatever other messages did
         client.checkpoints.LoadCheckpoint(checkpoint_pb2.LoadCheckpointRequest(checkpoint=id_), timeout=LONG)
+    client.references.CreateReference(good("CreateReference", ""), timeout=LONG)
     if not listed(client):
         client.batches.CreateBatch(good("CreateBatch", ""), timeout=LONG)
     batch = listed(client)[0]
@@ -97,8 +99,22 @@ def good(method: str, batch: str) -> Message:
         "UnloadCheckpoint": checkpoint_pb2.UnloadCheckpointRequest(checkpoint="copy"),
         "ListReferences": reference_pb2.ListReferencesRequest(page_size=1),
         "SearchReference": reference_pb2.SearchReferenceRequest(reference="demo", image=image.getvalue(), limit=2),
+        "GetReference": reference_pb2.GetReferenceRequest(reference="demo"),
+        "CreateReference": reference_pb2.CreateReferenceRequest(reference="made", height=8, width=8),
+        "AddImages": reference_pb2.AddImagesRequest(header=reference_pb2.AddImagesHeader(reference="made")),
+        "DeleteReference": reference_pb2.DeleteReferenceRequest(reference="none"),
         "GetInfo": info_pb2.GetInfoRequest(),
     }[method]
+
+
+def rest_of(method: str) -> Message:
+    """What may follow the first message of a stream."""
+    if method == "AddImages":
+        image = good("SearchReference", "").image
+        return reference_pb2.AddImagesRequest(
+            images=reference_pb2.NewImages(images=[reference_pb2.NewImage(image=image, key="x")])
+        )
+    return batch_pb2.UploadBatchRequest(prompts=good("CreateBatch", "").prompts)
 
 
 def outcome(client: Client, name: str, method: str, contents: list[bytes]) -> grpc.StatusCode:
@@ -107,8 +123,7 @@ def outcome(client: Client, name: str, method: str, contents: list[bytes]) -> gr
     path = f"/{name}/{method}"
     try:
         if found.client_streaming:
-            rest = batch_pb2.UploadBatchRequest(prompts=good("CreateBatch", "").prompts)
-            client.channel.stream_unary(path)(iter([*contents, rest.SerializeToString()]), timeout=5.0)
+            client.channel.stream_unary(path)(iter([*contents, rest_of(method).SerializeToString()]), timeout=5.0)
         elif found.server_streaming:
             call: Any = client.channel.unary_stream(path)(contents[0], timeout=0.5)
             list(islice(call, 20))

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from audit.demo import REFERENCE
+from audit.demo import CLIP, REFERENCE
+from audit.reference.build import build
 from audit.reference.images import encode_png
+from audit.reference.published import publish
 from audit.reference.reference_set import ReferenceSet
 from audit.v1 import reference_pb2
-from service import handlers
+from service import reference_handlers
 from service.config import load_settings
 from service.server import start_server
 from tests.service.helpers import LONG, NOT_SERVING, SERVING, Client, failure, failure_of, small
@@ -41,7 +43,7 @@ def _encoded(image: np.ndarray, file_format: str) -> bytes:
     return buffer.getvalue()
 
 
-def _large_png() -> bytes:
+def large_png() -> bytes:
     """A well-formed header that promises a column more than may be."""
     chunks = [b"IHDR" + struct.pack(">IIBBBBB", 4097, 4096, 8, 0, 0, 0, 0), b"IDAT"]
     framed = [struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks]
@@ -96,7 +98,7 @@ def test_search_gives_ten_hits_unless_said(client: Client, reference: ReferenceS
             ({"image": _encoded(np.zeros((9, 9), np.uint8), other)}, "IMAGE_UNREADABLE", "image")
             for other in ("BMP", "GIF", "TIFF")
         ),
-        ({"image": _large_png()}, "IMAGE_TOO_LARGE", "image"),
+        ({"image": large_png()}, "IMAGE_TOO_LARGE", "image"),
         ({"image": b"x" * 100_001}, "IMAGE_TOO_LARGE", "image"),
         ({"limit": -1}, "LIMIT_OUT_OF_RANGE", "limit"),
         ({"limit": 101}, "LIMIT_OUT_OF_RANGE", "limit"),
@@ -113,7 +115,7 @@ def test_bad_search(client: Client, reference: ReferenceSet, fields: dict[str, A
 
 def test_more_searches_than_may_wait(launch: Callable[..., Client], monkeypatch: pytest.MonkeyPatch) -> None:
     """One too many is to come again later, and then it is answered."""
-    monkeypatch.setattr(handlers, "MOST_SEARCHES", 1)
+    monkeypatch.setattr(reference_handlers, "MOST_SEARCHES", 1)
     own, large = launch(), _encoded(np.zeros((4096, 4096), np.uint8), "PNG")
     request = reference_pb2.SearchReferenceRequest(reference="demo", image=large)
     calls = [own.references.SearchReference.future(request, timeout=LONG) for _ in range(3)]
@@ -163,3 +165,29 @@ def test_broken_reference_leaves_the_rest_serving(tmp_path: Path, prompts: list[
             assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, reason)
             assert str(tmp_path) not in refused.message
         assert client.audit(small(prompts[0], reference="demo"))
+
+
+def test_a_published_set(
+    launch: Callable[..., Client], tmp_path: Path, reference: ReferenceSet, prompts: list[str]
+) -> None:
+    """Its neighbours come from a database; while that is away there is no verdict, and afterwards there is again."""
+    np.savez(tmp_path / "images.npz", images=reference.images[:50])
+    built = build(tmp_path / "images.npz", tmp_path / "set", embedders=[f"local-dir:{CLIP}"])
+    publish(built, tmp_path / "published", f"lancedb:{tmp_path}/database")
+    own = launch(demo=True, references={"far": tmp_path / "published"})
+    image = encode_png(reference.images[7])
+    found = _search(own, reference="far", image=image, limit=3)
+    assert (len(found.pixel), found.clip[0].index) == (0, 7)
+    assert own.audit(small(prompts[0], reference="far")).subject.reference_digest == built.digest
+    (tmp_path / "database").rename(tmp_path / "away")
+    for call in (
+        lambda: own.audit(small(prompts[0], reference="far")),
+        lambda: _search(own, reference="far", image=image),
+    ):
+        refused = failure(call)
+        assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "DATABASE_AWAY")
+        assert refused.retry_seconds
+        assert str(tmp_path) not in refused.message
+    (tmp_path / "away").rename(tmp_path / "database")
+    assert _search(own, reference="far", image=image, limit=3).clip == found.clip
+    assert own.audit(small(prompts[0], reference="far"))
