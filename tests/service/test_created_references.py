@@ -429,10 +429,10 @@ def test_a_kill_while_images_are_added(spawn: Callable[..., Process], tmp_path: 
     eventually(lambda: len(list(pending.iterdir())) > before)
     first.signal(signal.SIGKILL)
     first.ends()
-    assert call.exception() is not None
+    answered = call.exception() is None
     second = spawn(**settings)
     again = second.client()
-    assert get(again, "kept").size in (3, 600)
+    assert get(again, "kept").size in ((600,) if answered else (3, 600))
     answer = add(again, "kept", *map(new, range(600)))
     assert (answer.reference.size, answer.reference.duplicates) == (600, 0)
     assert answer.added + answer.repeated_images == 600

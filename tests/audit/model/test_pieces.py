@@ -135,8 +135,9 @@ def test_as_many_rows_come_at_once_as_are_free(rows: int, fit: int) -> None:
     assert all(count == max(1, fit) for count in calls[1:-1])
 
 
-def test_kinds_of_rows_are_watched_on_their_own() -> None:
+def test_kinds_of_rows_are_watched_on_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Larger rows come in smaller pieces, and what one takes is found out once."""
+    monkeypatch.setattr(memory, "SMALL", 0)
     pieces, calls = Pieces(CPU, lambda device: 64 / SHARE), []
 
     def count(x: Tensor) -> Tensor:
@@ -146,6 +147,13 @@ def test_kinds_of_rows_are_watched_on_their_own() -> None:
     for x in (small, large, small):
         torch.testing.assert_close(count(x), x + 1)
     assert calls == [1, 8, 1, 2, 2, 2, 2, 8, 1]
+
+
+def test_few_bytes_are_not_asked_for() -> None:
+    """Where all rows take little, nobody looks how much is free."""
+    pieces, x = Pieces(CPU, lambda device: 1 // 0), torch.ones(9, 2)
+    for _ in range(2):
+        assert torch.equal(pieces.run(lambda part: x[part] + 1, 9), x + 1)
 
 
 def test_free_memory_is_that_of_the_container(tmp_path: Path) -> None:
