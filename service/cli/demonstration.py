@@ -60,19 +60,21 @@ def demo(
                     raise result
                 reports.append(result)
     print_reports(out, reports, truths=[_truth(row) for row in rows], explain=False)
-    # Of each class the surest verdict: the sheet shows what the class looks like, the table how good the guesses are.
-    surest = sorted(zip(rows, reports, strict=True), key=lambda pair: pair[1].confidence)
-    by_class = {row["dominant"]: report for row, report in surest}
+    agrees = [
+        report_pb2.Verdict.Name(report.verdict) == row["dominant"] for report, row in zip(reports, rows, strict=True)
+    ]
+    # Of each class the surest right verdict: the sheet shows what the class looks like, the table how good guesses are.
+    surest = sorted(zip(agrees, rows, reports, strict=True), key=lambda one: (one[0], one[2].confidence))
+    by_class = {row["dominant"]: report for _, row, report in surest}
     shown = [by_class[name] for name in MARKS if name in by_class]
     for report in shown:
         out.print(Text(f"Why “{report.prompt}” is ").append(mark(report_pb2.Verdict.Name(report.verdict))).append(":"))
         print_reasons(out, report)
-    right = sum(
-        report_pb2.Verdict.Name(report.verdict) == row["dominant"] for report, row in zip(reports, rows, strict=True)
-    )
     write_contact_sheet(shown, image)
     out.print()
-    out.print(f"{right} of {len(rows)} verdicts agree with the truth; {time.monotonic() - begin:.0f} seconds in all.")
+    out.print(
+        f"{sum(agrees)} of {len(rows)} verdicts agree with the truth; {time.monotonic() - begin:.0f} seconds in all."
+    )
     out.print(Text(f"What the seeds gave, beside the nearest training images: {image}"), soft_wrap=True)
 
 
