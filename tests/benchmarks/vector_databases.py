@@ -116,7 +116,7 @@ few weeks, Apache 2.0), deletes rows, and gives back the vectors that candidates
 weight of its package and some ten milliseconds a query, which an audit asks a few times. Milvus Lite and Qdrant's local
 mode are meant for trying things out, in their authors' words: reimplementations beside the servers that they stand for,
 and the first loads a segment for every query, the second compares every vector in NumPy and takes long to take them in.
-pgvector is the quickest of all and the best where a PostgreSQL is there anyway, but it has no embedded mode (the wheel
+pgvector is the natural one where a PostgreSQL is there anyway, but it has no embedded mode (the wheel
 here is a whole server), its index has to fit into the memory of one machine, and Debian's
 PostgreSQL does not come with it.
 """

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from audit import demo
-from audit.reference import build
 from audit.reference.images import encode_png
+from audit.reference.intake import Intake
 from audit.reference.reference_set import ReferenceSet
 from audit.v1 import info_pb2, reference_pb2
 from service import reference_handlers, references, uploads
@@ -333,14 +333,14 @@ def test_a_caller_that_goes_away_while_images_are_added(own: Client, monkeypatch
     """The work ends, the set stays as it was, and the next stream is added."""
     create(own, "left")
     before = add(own, "left", new(0)).reference
-    begun, hold, embed = threading.Event(), threading.Event(), build._Intake._embed
+    begun, hold, embed = threading.Event(), threading.Event(), Intake._embed
 
     def slowly(self: Any, images: Any) -> None:
         begun.set()
         hold.wait(LONG)
         embed(self, images)
 
-    monkeypatch.setattr(build._Intake, "_embed", slowly)
+    monkeypatch.setattr(Intake, "_embed", slowly)
     call = own.references.AddImages.future(iter([header("left"), part(new(1))]), timeout=LONG)
     assert begun.wait(LONG)
     call.cancel()

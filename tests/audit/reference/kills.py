@@ -20,7 +20,7 @@ import numpy as np
 
 from audit.errors import NotFound
 from audit.reference import build as building
-from audit.reference import manifest, upkeep
+from audit.reference import intake, manifest, upkeep
 from audit.reference.manifest import Options, check, read_manifest
 
 os_fsync = os.fsync
@@ -68,7 +68,7 @@ def state(folder: Path) -> str | None:
 def main() -> None:
     """See above."""
     base = Path(sys.argv[1])
-    building.SEGMENT_SECONDS, building.EMBEDDED_ROWS, upkeep.SMALLEST = 0.0, 8, 16
+    intake.SEGMENT_SECONDS, intake.EMBEDDED_ROWS, upkeep.SMALLEST = 0.0, 8, 16
     draw = np.random.default_rng(0)
     for name, count in (("first", 32), ("second", 16)):
         np.save(base / f"{name}.npy", draw.integers(0, 256, (count, 8, 8), dtype=np.uint8))

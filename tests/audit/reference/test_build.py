@@ -18,8 +18,7 @@ from PIL import Image
 
 from audit import demo
 from audit.errors import InvalidInput, NotFound
-from audit.reference import build as module
-from audit.reference import upkeep
+from audit.reference import intake, upkeep
 from audit.reference.build import add, build
 from audit.reference.clip import ClipEmbedder
 from audit.reference.contents import KnownContents
@@ -197,9 +196,9 @@ class Cut(Exception):
 def mend() -> Iterator[Callable[[], None]]:
     """Segments of eight rows, and writing stops after the second; until this is called."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(module, "EMBEDDED_ROWS", 8)
-    patch.setattr(module, "SEGMENT_SECONDS", 0.0)
-    write, written = module.write_segment, list[SegmentInfo]()
+    patch.setattr(intake, "EMBEDDED_ROWS", 8)
+    patch.setattr(intake, "SEGMENT_SECONDS", 0.0)
+    write, written = intake.write_segment, list[SegmentInfo]()
 
     def stop(folder: Path, segment: Segment) -> SegmentInfo:
         if len(written) == 2:
@@ -207,7 +206,7 @@ def mend() -> Iterator[Callable[[], None]]:
         written.append(write(folder, segment))
         return written[-1]
 
-    patch.setattr(module, "write_segment", stop)
+    patch.setattr(intake, "write_segment", stop)
     yield patch.undo
     patch.undo()
 
