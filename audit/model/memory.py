@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves
 
 #: What RuntimeErrors say on a CPU: torch, the C library, C++, and oneDNN, which has no other words for it.
@@ -95,6 +95,11 @@ class Watch(TorchDispatchMode):
     def _forget(self, storage: int, size: int) -> None:
         self._live -= size
         self._known.discard(storage)
+
+
+def is_watched() -> bool:
+    """Whether a `Watch` sees what this thread computes."""
+    return isinstance(_get_current_dispatch_mode(), Watch)
 
 
 class Pieces:

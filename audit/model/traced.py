@@ -19,9 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from audit.model.memory import is_out_of_memory
+from audit.model.memory import is_out_of_memory, is_watched
 
 #: Graphs that a process records. torch never forgets one.
 MOST_GRAPHS = 32
@@ -49,8 +48,7 @@ class Traced:
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """The network's output."""
-        watched = _get_current_dispatch_mode() is not None
-        if watched or torch.is_grad_enabled() or any(value.device.type != "cpu" for value in inputs):
+        if is_watched() or torch.is_grad_enabled() or any(value.device.type != "cpu" for value in inputs):
             return self._call(*inputs)
         graph = self._graph(inputs)
         return self._call(*inputs) if graph is None else self._run(graph, inputs)

@@ -322,5 +322,5 @@ def test_searches_and_loads_that_nobody_waits_for(lone: RunningServer) -> None:
     load = client.checkpoints.LoadCheckpoint.future(checkpoint_pb2.LoadCheckpointRequest(checkpoint="demo"))
     load.cancel()
     eventually(lambda: not lone._server._calls._active)
-    assert lone._server._search_handlers._line.weight == 0
+    assert lone._server._reference_handlers._line.weight == 0
     assert client.audit(small("x")).cost.evaluations == SMALL

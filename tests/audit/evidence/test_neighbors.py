@@ -16,6 +16,7 @@ from audit.calibrate import copy_threshold
 from audit.evidence import neighbors as module
 from audit.evidence.neighbors import NeighborFinder, Neighbors
 from audit.model.checkpoint import Checkpoint
+from audit.model.pieces import in_pieces
 from audit.reference.build import build
 from audit.reference.manifest import Options
 from audit.reference.reference_set import ReferenceSet
@@ -88,9 +89,10 @@ def test_reconstructions_make_do_with_little_memory(checkpoint: Checkpoint, smal
             raise torch.OutOfMemoryError("no room")
         return checkpoint.encode(images)
 
-    found = NeighborFinder(small, replace(checkpoint, encode=crowded, autoencoder="new")).reconstruct(list(range(20)))
+    scarce = in_pieces(replace(checkpoint, encode=crowded, autoencoder="new"))
+    found = NeighborFinder(small, scarce).reconstruct(list(range(20)))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    assert sizes == [20, 10, 5, 5, 10, 5, 5]
+    assert sizes == [1, 19, 9, 4, 4, 4, 4, 3]
 
 
 def test_nothing_is_reconstructed_twice(checkpoint: Checkpoint, small: ReferenceSet) -> None:

@@ -19,6 +19,14 @@ from audit.model.loading import load_checkpoint
 from audit.model.traced import Traced
 
 
+@pytest.fixture(autouse=True)
+def graphs(monkeypatch: pytest.MonkeyPatch) -> dict[object, object]:
+    """None that other tests recorded, of as many as a process records."""
+    own: dict[object, object] = {}
+    monkeypatch.setattr(module, "_graphs", own)
+    return own
+
+
 class Network(nn.Module):
     """Counts how often Python runs it."""
 
@@ -125,10 +133,8 @@ def test_gradients_are_left_alone() -> None:
 
 
 @torch.inference_mode()
-def test_graphs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graphs_are_bounded(monkeypatch: pytest.MonkeyPatch, graphs: dict[object, object]) -> None:
     """When there are as many as may be, networks run as they are."""
-    graphs: dict[object, object] = {}
-    monkeypatch.setattr(module, "_graphs", graphs)
     monkeypatch.setattr(module, "MOST_GRAPHS", 2)
     fast = Traced(Network(plain), "test", lambda network, x: x.flip(-1))
     for width in (3, 4, 5, 3):
