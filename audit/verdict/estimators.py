@@ -4,7 +4,7 @@ A feature that a checkpoint cannot give is as likely anything that it was among 
 moves towards what is usual there, and is worth less. It is not taken for ordinary, which would be an all-clear.
 
 The estimators ship with Basin and are the same for every checkpoint, because features are free of its scale. They were
-fitted by `basin bench fit` to the truth of the tuning ladders (see `audit.bench.fitting`), and nothing else.
+fitted by `basin bench --fit` to the truth of the tuning ladders (see `audit.bench.fitting`), and nothing else.
 """
 
 from __future__ import annotations
