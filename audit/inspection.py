@@ -32,9 +32,9 @@ from audit.model.sampling import SCHEDULERS, SamplerSettings
 from audit.reference.images import to_float, with_channels
 from audit.report import Cost, ReferenceUsed
 from audit.verdict.calibration import Calibration
-from audit.verdict.decision import DECIDED, Measurement
+from audit.verdict.decision import DECIDED
 from audit.verdict.existing import conclude
-from audit.verdict.features import NOISE_LEVELS
+from audit.verdict.features import NOISE_LEVELS, Measurement
 from audit.verdict.rule import CLASSES, PhaseClass
 from audit.version import library_versions
 from audit.work import Progress, Work

@@ -23,7 +23,7 @@ from audit.model.sampling import SamplerSettings
 from audit.reference.images import encode_png
 from audit.report import Cost, ReferenceUsed, Report
 from audit.v1 import audit_pb2, report_pb2
-from audit.verdict import calibration, decision
+from audit.verdict import calibration, decision, features
 from audit.verdict.estimators import shipped
 from audit.verdict.rule import CLASSES, DEFINITION_SAMPLES
 from audit.version import basin_version
@@ -227,7 +227,7 @@ def inspection_to_proto(found: Inspection, image: bytes) -> audit_pb2.InspectIma
     return message
 
 
-def measurement(found: decision.Measurement) -> report_pb2.Measurement:
+def measurement(found: features.Measurement) -> report_pb2.Measurement:
     """A measurement with what is ordinary."""
     low, high = found.ordinary or (None, None)
     return report_pb2.Measurement(name=found.name, value=found.value, ordinary_lower=low, ordinary_upper=high)

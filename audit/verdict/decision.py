@@ -14,8 +14,7 @@ that samples can overrule them. All of it is summed over a grid of R and C.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +27,8 @@ from audit.evidence.screening import Screening
 from audit.model.checkpoint import Gap
 from audit.verdict.calibration import Calibration
 from audit.verdict.estimators import Estimators, ShareEstimator, shipped
-from audit.verdict.features import CONTRASTS, TRACES, Ordinary, measurements, meetings, normalise
+from audit.verdict.features import Measurement, against, measurements, meetings, normalise
+from audit.verdict.reasons import give_reasons
 from audit.verdict.rule import CLASSES, PhaseClass, classify_samples
 
 #: Version of the way from evidence to verdict. Raised whenever the same evidence would give another answer, so that
@@ -56,21 +56,6 @@ class Interval:
     estimate: float
     lower: float
     upper: float
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What decides, one number of it.
-
-    Attributes:
-        name: as in `audit.verdict.features`.
-        value: rises with recall; contrasts as they are, not their logarithms.
-        ordinary: where nine tenths of ordinary prompts are; None where they were not measured.
-    """
-
-    name: str
-    value: float
-    ordinary: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -162,7 +147,7 @@ def screen(
         fractions=(memorized, spurious, generalized),
         recurring_probability=recurring,
         flagged=recurring > calibration.screen_threshold,
-        measurements=_against(measured, calibration.ordinary),
+        measurements=against(measured, calibration.ordinary),
     )
 
 
@@ -205,7 +190,7 @@ def decide(
     lacking = any(gap.evidence != "explanation" for gap in gaps)
     ordinary = {} if lacking and not fits else calibration.ordinary
     features = normalise(measured, ordinary) | met
-    shown = _against(measured, ordinary) + tuple(Measurement(name, value, None) for name, value in met.items())
+    shown = against(measured, ordinary) + tuple(Measurement(name, value, None) for name, value in met.items())
     unchecked = not searched or not reference_complete
     estimators = estimators or shipped()
     posterior = _prior(features, n, estimators, definition_samples, fits=fits, unchecked=unchecked)
@@ -226,35 +211,16 @@ def decide(
         distinct_references=distinct,
         copy_rate_bound=1.0 if not searched or copies == n else float(beta.ppf(0.95, copies + 1, n - copies)),
         reasons=tuple(
-            _reasons(
-                evidence, shown, posterior, copies, distinct, delta_m, delta_s, reference_complete,
-                definition_samples, fits, gaps, features,
+            give_reasons(
+                evidence, shown, features, fits=fits, expected=1 - float(posterior.means[2]), copies=copies,
+                distinct=distinct, delta_m=delta_m, delta_s=delta_s, complete=reference_complete,
+                definition_samples=definition_samples, gaps=gaps,
             )
         ),
         measurements=shown,
         delta_m=delta_m,
         delta_s=delta_s,
     )  # fmt: skip
-
-
-#: What measurements are of.
-_KINDS = {"curvature": TRACES, "contrast": CONTRASTS}
-#: How the measurements that decide most are said.
-_SAID = {
-    "trace_near": "Of the noise added to its samples, the model finds this share again:",
-    "contrast_late": "On pure noise the prompt changes the prediction by, per latent value:",
-}
-
-
-def _against(measured: Mapping[str, float], ordinary: Mapping[str, Ordinary]) -> tuple[Measurement, ...]:
-    """Measurements beside what is ordinary. People read contrasts, not their logarithms."""
-    shown = []
-    for name, value in measured.items():
-        usual = ordinary.get(name)
-        values = (value, *(usual.range if usual is not None else ()))
-        own, *ends = (math.exp(v) for v in values) if name in CONTRASTS else values
-        shown.append(Measurement(name, own, (ends[0], ends[1]) if ends else None))
-    return tuple(shown)
 
 
 @dataclass(frozen=True)
@@ -338,71 +304,3 @@ def _cells(
     mass = (1 - DOUBT) * np.diff(betainc(a, b, edges)) + DOUBT * np.diff(edges)
     moment = (1 - DOUBT) * a / (a + b) * np.diff(betainc(a + 1, b, edges)) + DOUBT * np.diff(edges**2) / 2
     return moment / mass, mass
-
-
-def _reasons(
-    evidence: Evidence,
-    measured: tuple[Measurement, ...],
-    posterior: _Posterior,
-    copies: int,
-    distinct: int,
-    delta_m: float,
-    delta_s: float,
-    complete: bool,
-    definition_samples: int,
-    fits: bool,
-    gaps: Sequence[Gap],
-    features: Mapping[str, float],
-) -> list[str]:
-    stability, neighbors = evidence.stability, evidence.neighbors
-    n = len(stability.mode_of)
-    sentences = []
-    kinds = " and ".join(kind for kind, names in _KINDS.items() if features.keys() & set(names)) or "where seeds meet"
-    judged = f"whether what recurs is copied is judged by {kinds} alone."
-    if neighbors is None:
-        sentences.append(f"No reference set was searched: {judged}")
-    elif not neighbors.compared:
-        sentences.append(f"The reference set keeps no images, so that pixels were not compared: {judged}")
-        if neighbors.clip_similarity is not None:
-            sentences.append(
-                f"By embedding, the most similar image of the reference set is at cosine similarity "
-                f"{neighbors.clip_similarity.max():.2f}."
-            )
-    elif copies:
-        images = "one training image" if distinct == 1 else f"{distinct} different training images"
-        sentences.append(
-            f"{copies} of {n} seeds gave copies of {images}: the nearest is at distance "
-            f"{neighbors.distance.min():.2f}, copies are within {delta_m:.2f}."
-        )
-    else:
-        whole = "complete training set" if complete else "partial reference set"
-        sentences.append(
-            f"None of {n} seeds came near an image of the {whole}: the nearest is at distance "
-            f"{neighbors.distance.min():.2f}, copies are within {delta_m:.2f}."
-        )
-        if not complete:
-            sentences.append(
-                "The reference set is partial: an image that recurs may still be a copy of one outside it."
-            )
-    recurring = sum(len(mode.members) for mode in stability.modes if mode.recurs)
-    if recurring:
-        meeting = f"two seeds meet with probability {stability.meeting_rate:.2f}"
-        count = sum(mode.recurs for mode in stability.modes)
-        places = "one image" if count == 1 else f"{count} images"
-        sentences.append(f"{recurring} of {n} seeds returned to {places} that another seed also reached; {meeting}.")
-    elif n > 1:
-        sentences.append(f"No two of {n} seeds met (closer than {delta_s:.2f}).")
-    for one in measured:
-        if one.name in _SAID and one.ordinary is not None:
-            low, high = one.ordinary
-            place = "above" if one.value > high else "below" if one.value < low else "within"
-            sentences.append(
-                f"{_SAID[one.name]} {one.value:.2f}, {place} the range of ordinary prompts ({low:.2f} to {high:.2f})."
-            )
-    sentences.append(f"From this, {1 - posterior.means[2]:.0%} of {definition_samples} samples are expected to recur.")
-    sentences += [gap.reason for gap in gaps if gap.evidence != "explanation"]
-    if not fits:
-        sentences.append(
-            "No calibration of this checkpoint with these sampler settings: thresholds and estimates are rough."
-        )
-    return sentences

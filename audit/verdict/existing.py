@@ -13,7 +13,8 @@ from audit.evidence.gathered import Evidence
 from audit.evidence.stability import cluster
 from audit.model.checkpoint import Gap
 from audit.verdict.calibration import Calibration
-from audit.verdict.decision import Measurement, decide
+from audit.verdict.decision import decide
+from audit.verdict.features import Measurement
 from audit.verdict.rule import CLASSES, DEFINITION_SAMPLES, PhaseClass
 
 

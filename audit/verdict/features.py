@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat
@@ -97,3 +98,29 @@ def meetings(stability: Stability, delta_s: float) -> dict[str, float]:
         "closeness": -math.log(min(max(nearest / delta_s, 1e-3), 1e3)),
         "meeting": math.log((stability.meeting_rate * pairs + 0.5) / (pairs + 1)),
     }
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What decides, one number of it.
+
+    Attributes:
+        name: one of the above.
+        value: rises with recall; contrasts as they are, not their logarithms.
+        ordinary: where nine tenths of ordinary prompts are; None where they were not measured.
+    """
+
+    name: str
+    value: float
+    ordinary: tuple[float, float] | None
+
+
+def against(measured: Mapping[str, float], ordinary: Mapping[str, Ordinary]) -> tuple[Measurement, ...]:
+    """Measurements beside what is ordinary. People read contrasts, not their logarithms."""
+    shown = []
+    for name, value in measured.items():
+        usual = ordinary.get(name)
+        values = (value, *(usual.range if usual is not None else ()))
+        own, *ends = (math.exp(v) for v in values) if name in CONTRASTS else values
+        shown.append(Measurement(name, own, (ends[0], ends[1]) if ends else None))
+    return tuple(shown)
