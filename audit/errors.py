@@ -23,7 +23,10 @@ class AuditError(Exception):
     Attributes:
         reason: UPPER_SNAKE_CASE, stable, meant for machines (AIP-193).
         field: the request field at fault in dotted form, or "" where none is.
+        retry_seconds: when the same request may succeed; None where it will not.
     """
+
+    retry_seconds: float | None = None
 
     def __init__(self, message: str, *, reason: str, field: str = "") -> None:
         super().__init__(message)
@@ -53,6 +56,8 @@ class BrokenReference(AuditError):
 
 class DatabaseAway(AuditError):
     """The database of a reference set does not answer, so that nobody knows what is near."""
+
+    retry_seconds = 5.0
 
 
 class BrokenPrompts(AuditError):

@@ -43,8 +43,6 @@ from audit.errors import (
 
 DOMAIN = "basin"
 DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
-#: After which it makes sense to ask a database again that did not answer.
-DATABASE_SECONDS = 5.0
 #: Trailers hold little more than this many bytes, and a message may quote what the caller sent.
 MAX_MESSAGE = 500
 
@@ -90,11 +88,7 @@ class TooLate(AuditError):
 
 
 class _Later(AuditError):
-    """The same request may succeed later.
-
-    Attributes:
-        retry_seconds: when to try again.
-    """
+    """The same request may succeed after `retry_seconds`."""
 
     def __init__(self, message: str, *, reason: str, field: str = "", retry_seconds: float) -> None:
         super().__init__(message, reason=reason, field=field)
@@ -172,10 +166,9 @@ def to_status(error: BaseException, request_id: str) -> status_pb2.Status:
             field=error.field, description=message, reason=error.reason
         )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
-    if isinstance(error, _Later | DatabaseAway):
+    if isinstance(error, AuditError) and error.retry_seconds is not None:
         retry = error_details_pb2.RetryInfo()
-        seconds = error.retry_seconds if isinstance(error, _Later) else DATABASE_SECONDS
-        retry.retry_delay.FromMilliseconds(round(seconds * 1000))
+        retry.retry_delay.FromMilliseconds(round(error.retry_seconds * 1000))
         details.append(retry)
     details.append(error_details_pb2.RequestInfo(request_id=request_id))
     status = status_pb2.Status(code=code.value[0], message=message)
