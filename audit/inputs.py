@@ -192,13 +192,10 @@ class Inputs:
         """
         sampling = budget.seeds * len(self.timesteps(sampler)) * (2 if sampler.guided else 1)
         tracing = 2 * len(NOISE_LEVELS) * min(TRACED, budget.seeds)
-        curve = budget.curvature
-        branches = 2 if curve.baseline and self.checkpoint.contrasts(sampler) else 1
-        points = min(curve.samples, budget.seeds) * len(curve.noise_levels) * branches
         dimension = math.prod(self.checkpoint.latent_shape(sampler))
-        products = {"off": 0, "dense": dimension, "lanczos": curve.probes * min(curve.steps, dimension)}[curve.method]
+        spectrum = budget.curvature.evaluations(budget.seeds, dimension, contrasts=self.checkpoint.contrasts(sampler))
         explaining = explaining_evaluations(explained, budget.seeds) if explained else 0
-        return self.screening_evaluations(sampler) + sampling + tracing + 2 * points * products + explaining
+        return self.screening_evaluations(sampler) + sampling + tracing + spectrum + explaining
 
     def screening_evaluations(self, sampler: SamplerSettings) -> int:
         """Denoiser evaluations that the screening of a prompt makes: none where there is no contrast."""

@@ -319,7 +319,7 @@ def _roc(positive: NDArray[np.bool_], scores: NDArray[np.float64]) -> tuple[NDAr
 def _spectrum() -> int:
     """What the spectrum takes in an audit of the default budget."""
     settings = CurvatureSettings()
-    return 2 * settings.samples * len(settings.noise_levels) * settings.probes * settings.steps
+    return settings.evaluations(settings.samples, settings.steps, contrasts=True)  # of no fewer seeds and dimensions
 
 
 def _among_recurring(

@@ -67,6 +67,18 @@ class CurvatureSettings:
     steps: int = 4
     baseline: bool = False
 
+    def evaluations(self, seeds: int, dimension: int, *, contrasts: bool) -> int:
+        """Denoiser evaluations that it takes.
+
+        Args:
+            seeds: samples that there are.
+            dimension: of latents.
+            contrasts: whether there is an unconditional branch to measure.
+        """
+        points = min(self.samples, seeds) * len(self.noise_levels) * (2 if self.baseline and contrasts else 1)
+        products = {"off": 0, "dense": dimension, "lanczos": self.probes * min(self.steps, dimension)}[self.method]
+        return 2 * points * products
+
 
 @dataclass(frozen=True)
 class Spectrum:

@@ -92,10 +92,8 @@ def _cost_table(held_out: Audits, without: Audits) -> str:
 
 def _deciding(report: Report) -> int:
     """Evaluations without those of the spectrum."""
-    levels = report.evidence.curvature
     settings = report.budget.curvature
-    points = min(settings.samples, len(report.seeds)) * len(levels) * settings.probes * settings.steps
-    return report.cost.evaluations - 2 * points * (2 if settings.baseline else 1)
+    return report.cost.evaluations - settings.evaluations(len(report.seeds), settings.steps, contrasts=True)
 
 
 def _by_repeat(audits: Audits) -> list[Audits]:
