@@ -91,7 +91,8 @@ def build(
                 for model in models
             ],
         )
-        _take_in(folder, opened, models, _resumed(folder, fresh, origin, restart), progress, left_out)
+        pending = _resumed(folder, fresh, origin, restart)
+        _take_in(Intake(folder, opened, models, pending, progress, left_out), origin)
     return ReferenceSet.load(folder, opener=opener)
 
 
@@ -139,7 +140,7 @@ def add(
             return present
         grown = manifest if complete is None else manifest.model_copy(update={"complete": complete})
         pending = _resumed(folder, grown, origin, restart)
-        _take_in(folder, opened, present.embedders, pending, progress, left_out, origin=_origin(opened, []))
+        _take_in(Intake(folder, opened, present.embedders, pending, progress, left_out), _origin(opened, []))
     return ReferenceSet.load(folder, opener=opener)
 
 
@@ -177,22 +178,17 @@ def _resumed(folder: Path, fresh: Manifest, origin: str, restart: bool) -> Pendi
     return pending
 
 
-def _take_in(
-    folder: Path,
-    source: Source,
-    models: Sequence[Embedder],
-    pending: Pending,
-    progress: Progress,
-    left_out: LeftOut,
-    origin: str | None = None,
-) -> None:
+def _take_in(intake: Intake, origin: str) -> None:
+    """Take in what is not taken in yet, and make it the set's state, by the origin that the next one is told by."""
+    folder = intake.folder
     published = read_manifest(folder).rows if (folder / MANIFEST).is_file() else 0
-    intake = Intake(folder, source, models, pending, progress, left_out)
     intake.run()
     manifest = intake.pending.manifest
     if manifest.rows == published and not published:
         raise InvalidInput(
-            f"no image of {source.parts[0].name} can be read: {intake.fault}", reason="IMAGES_EMPTY", field="images"
+            f"no image of {intake.source.parts[0].name} can be read: {intake.fault}",
+            reason="IMAGES_EMPTY",
+            field="images",
         )
-    manifest = settle(folder, manifest, published, progress)
-    publish(folder, manifest.model_copy(update={"origin": pending.origin if origin is None else origin}))
+    manifest = settle(folder, manifest, published, intake.progress)
+    publish(folder, manifest.model_copy(update={"origin": origin}))

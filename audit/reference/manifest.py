@@ -237,14 +237,17 @@ def read_manifest(folder: Path) -> Manifest:
     if not (folder / MANIFEST).is_file():
         unfinished = "; a build there is not finished: run it again" if (folder / PENDING).is_file() else ""
         raise NotFound(f"no reference set at {folder}{unfinished}", reason="REFERENCE_NOT_FOUND", field="reference")
-    if format_of(folder) == PUBLISHED:
+    try:
+        return _read(folder, MANIFEST, Manifest)
+    except BrokenReference:
+        if format_of(folder) != PUBLISHED:
+            raise
         raise InvalidInput(
             f"{folder.name} is a published reference set: change the one that it was published from, and publish that "
             "again",
             reason="REFERENCE_PUBLISHED",
             field="reference",
-        )
-    return _read(folder, MANIFEST, Manifest)
+        ) from None
 
 
 def read_published(folder: Path) -> Published:
