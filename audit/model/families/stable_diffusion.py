@@ -43,7 +43,7 @@ def adapt(pipeline: Any) -> Model:
         return {"text": text, **told_guidance(text, guidance if told else None)}
 
     denoiser = UNetDenoiser(unet, schedule, prediction_type, told)
-    return unet_model(pipeline, coder, denoiser, encode_prompts, steps=STEPS, guidance=guidance)
+    return unet_model(pipeline, coder, denoiser, encode_prompts, steps=STEPS, guidance=guidance, embedded=bool(told))
 
 
 PARTS: dict[str, tuple[type[Any], ...]] = {

@@ -54,7 +54,7 @@ def adapt(pipeline: StableDiffusionXLPipeline) -> Model:
 
     inputs = {**told, "text_embeds": lambda x, condition: condition["pooled"], "time_ids": time_ids}
     denoiser = UNetDenoiser(unet, schedule, prediction_type, inputs)
-    return unet_model(pipeline, coder, denoiser, encode_prompts, steps=STEPS, guidance=guidance)
+    return unet_model(pipeline, coder, denoiser, encode_prompts, steps=STEPS, guidance=guidance, embedded=bool(told))
 
 
 def _require_base(pipeline: StableDiffusionXLPipeline) -> None:

@@ -83,6 +83,7 @@ def unet_model(
     *,
     steps: int,
     guidance: float,
+    embedded: bool,
 ) -> Model:
     """A pipeline around a UNet as a model.
 
@@ -93,10 +94,10 @@ def unet_model(
         encode_prompts: prompts to what the denoiser reads.
         steps: that a user of it gets, unless it was distilled to few.
         guidance: likewise.
+        embedded: whether the denoiser is told the guidance: see `embedded_guidance`.
     """
     unet, few = pipeline.unet, parts.few_steps(pipeline.scheduler)
     height, width = parts.sides(unet.config.sample_size)
-    told = bool(embedded_guidance(pipeline, unet))
     return Model(
         **parts.common(pipeline, unet, coder),
         denoiser=denoiser,
@@ -105,9 +106,9 @@ def unet_model(
             guidance=guidance,
             height=height * coder.factor,
             width=width * coder.factor,
-            embedded=told,
+            embedded=embedded,
         ),
         encode_prompts=encode_prompts,
-        guidance="embedded" if told else "free",
+        guidance="embedded" if embedded else "free",
         distilled=few,
     )
