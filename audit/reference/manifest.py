@@ -233,6 +233,7 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         NotFound: there is no set.
         BrokenReference: its manifest is damaged or of another format.
+        InvalidInput: it is a published set.
     """
     if not (folder / MANIFEST).is_file():
         unfinished = "; a build there is not finished: run it again" if (folder / PENDING).is_file() else ""
@@ -242,6 +243,7 @@ def read_manifest(folder: Path) -> Manifest:
     except BrokenReference:
         if format_of(folder) != PUBLISHED:
             raise
+        read_published(folder)  # a manifest that merely says so is damaged
         raise InvalidInput(
             f"{folder.name} is a published reference set: change the one that it was published from, and publish that "
             "again",

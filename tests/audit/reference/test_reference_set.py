@@ -229,15 +229,17 @@ def test_damaged_folders_are_refused(tmp_path: Path, saved: Path, damage: Callab
 
 
 @run(100)
-@given(data=st.data())
+@given(data=st.data(), format=st.sampled_from([None, 1, 3, 4]))
 def test_damaged_manifests_never_raise_anything_else(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, format: int | None
 ) -> None:
-    """Whatever values are wrong or missing in a manifest, a set is opened or refused."""
+    """Whatever values are wrong or missing in a manifest, also its format's, a set is opened or refused."""
     folder = tmp_path_factory.mktemp("manifest")
     content = json.loads((demo.REFERENCE / "reference.json").read_text())
     del content["checksum"]
     changed = data.draw(reconfigured(content))
+    if format is not None:
+        changed["format"] = format
     checksum = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()
     (folder / "reference.json").write_text(json.dumps({**changed, "checksum": checksum}))
     with contextlib.suppress(BrokenReference):
