@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from audit.bench.text_control import balanced
 from audit.evidence.neighbors import NeighborFinder
 from audit.evidence.stability import pairwise_distances
 from audit.model.checkpoint import Checkpoint
@@ -40,7 +41,8 @@ class Caption:
     Attributes:
         prompt: the words.
         images: K, its number of training images.
-        split: "tuning" or "held-out" when it is audited, "calibrate" when it is there to calibrate with.
+        split: "tuning" or "held-out" when it is audited, "calibrate" when it is there to calibrate with, "left out"
+            when nothing is done with it.
         weight: how often it was shown in training, relative to the others.
     """
 
@@ -193,6 +195,18 @@ def tabulate(captions: Sequence[Caption], distances: Sequence[Distances], fallba
             )
         )
     return Truth(tuple(rows), delta_m, delta_s, valley)
+
+
+def leave_out_telling(truth: Truth) -> Truth:
+    """The table with the fewest held-out captions left out that the words of the others tell no class: see `balanced`.
+
+    Chance gives some words to more of the captions that are copied, and a detector could live by them.
+    """
+    classed = [index for index, row in enumerate(truth.rows) if row.split == "held-out" and row.dominant]
+    kept = balanced([truth.rows[i].prompt for i in classed], [truth.rows[i].dominant for i in classed])
+    gone = {index for index, keep in zip(classed, kept, strict=True) if not keep}
+    rows = [replace(row, split="left out") if index in gone else row for index, row in enumerate(truth.rows)]
+    return replace(truth, rows=tuple(rows))
 
 
 def save_truth(truth: Truth, file: Path) -> None:

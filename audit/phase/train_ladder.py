@@ -35,6 +35,7 @@ from audit.bench.truth import (
     ORDINARY_RECURRENCE,
     Caption,
     Truth,
+    leave_out_telling,
     measure_distances,
     save_distances,
     save_truth,
@@ -127,6 +128,8 @@ def _measure(recipe: Recipe, ladder: Ladder, reference: ReferenceSet, out: Path,
     )
     dimension = reference.vectors(reference.reference_images([0])).shape[1]
     truth = tabulate(captions, distances, fallback=UNCALIBRATED_RMS * dimension**0.5)
+    if recipe.held_out == "all":
+        truth = leave_out_telling(truth)
     save_truth(truth, out / "truth.jsonl")
     save_distances(distances, out / "distances.npz")
     part = "the tuning half of the ladder's" if recipe.held_out == "half" else "all of the ladder's"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from audit.bench.scores import bootstrap_auc
-from audit.bench.text_control import text_only_auc
+from audit.bench.text_control import balanced, text_only_auc
 
 WORDS = [f"word{i}" for i in range(12)]
 
@@ -36,6 +36,33 @@ def test_random_words_tell_nothing() -> None:
         areas.append(text_only_auc(prompts(rng, labels), labels))
     assert 0.4 < np.mean([area.value for area in areas]) < 0.6
     assert sum(area.lower <= 0.5 <= area.upper for area in areas) >= 15
+
+
+def test_prompts_that_tell_are_left_out() -> None:
+    """Where a few prompts hold a word of their class alone, some of these go, and the words tell nothing any more."""
+    rng = np.random.default_rng(1)
+    labels = [index % 3 == 0 for index in range(150)]
+    telling = [label and rng.random() < 0.4 for label in labels]
+    texts = prompts(rng, telling, "secret")
+    assert text_only_auc(texts, labels).lower > 0.5
+    kept = balanced(texts, [str(label) for label in labels])
+    chosen = np.flatnonzero(kept)
+    assert text_only_auc([texts[i] for i in chosen], [labels[i] for i in chosen]).lower <= 0.5
+    assert 0 < (~kept).sum() <= sum(telling) + 5
+    assert np.mean([telling[i] for i in np.flatnonzero(~kept)]) > 0.5
+
+
+def test_prompts_that_tell_nothing_are_kept() -> None:
+    """All of them."""
+    rng = np.random.default_rng(3)
+    labels = [str(index % 3) for index in range(120)]
+    assert balanced(prompts(rng, [False] * 120), labels).all()
+
+
+def test_prompts_that_cannot_be_balanced() -> None:
+    """Lists in words of their own are refused."""
+    with pytest.raises(ValueError, match="whichever are left out"):
+        balanced([f"{'ab' if i % 2 else 'cd'} x{i}" for i in range(40)], ["even", "odd"] * 20)
 
 
 @settings(max_examples=20)
