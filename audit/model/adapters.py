@@ -16,6 +16,8 @@ from audit.errors import NotFound
 from audit.model.checkpoint_source import CheckpointSource, Embedding, Lora
 from audit.model.files import PICKLES, Reason, broken, digest_files, shown
 from audit.model.headers import read_header
+from audit.model.networks import networks_of
+from audit.model.quantized import is_packed
 
 #: Vectors of a textual inversion.
 MAX_VECTORS = 128
@@ -43,6 +45,11 @@ def _fuse(pipeline: Any, lora: Lora) -> str:
     name = Path(lora.file).name
     if not hasattr(pipeline, "load_lora_weights"):
         raise _unusable(f"a {type(pipeline).__name__} takes no LoRA adapters", "CHECKPOINT_FAMILY_UNSUPPORTED")
+    if any(is_packed(value) for network in networks_of(pipeline) for value in network.parameters()):
+        raise _unusable(
+            f"{name} cannot become part of quantized weights: take those that they were made of",
+            "CHECKPOINT_QUANTIZATION_UNSUPPORTED",
+        )
     try:
         pipeline.load_lora_weights(weights, adapter_name="basin")
         reached = {part for parts in pipeline.get_list_adapters().values() for part in parts}

@@ -11,7 +11,9 @@ from pathlib import Path
 from audit.errors import InvalidInput
 
 #: What may follow the checkpoint itself, as `,KEY=VALUE`.
-KEYS = ("variant", "config", "vae", "calibration", "lora", "embedding")
+KEYS = ("variant", "config", "denoiser", "vae", "calibration", "lora", "embedding")
+#: How the names of single files with weights end.
+FILES = (".safetensors", ".gguf")
 #: OWNER/NAME or OWNER/NAME@REVISION, as the hub has them.
 _REPOSITORY = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w-][\w./-]*))?", re.ASCII)
 #: Weight of a LoRA adapter: negative ones turn it round.
@@ -53,6 +55,8 @@ class CheckpointSource:
             repository on the Hugging Face hub. A path that exists is a path.
         variant: of the weight files, such as fp16 for those in `diffusion_pytorch_model.fp16.safetensors`.
         config: of a single file: a diffusers folder, or a repository, whose configurations and tokenizers it shares.
+        denoiser: a UNet or transformer instead of its own: a folder or a repository with one, a .safetensors file of
+            the original layout, or a .gguf file.
         vae: an autoencoder instead of its own: a folder or a repository with one, or a .safetensors file of the
             original layout.
         calibration: file of its calibration; "" for the one in the base's folder, if nothing lies on top.
@@ -63,6 +67,7 @@ class CheckpointSource:
     base: str
     variant: str = ""
     config: str = ""
+    denoiser: str = ""
     vae: str = ""
     calibration: str = ""
     loras: tuple[Lora, ...] = ()
@@ -72,7 +77,8 @@ class CheckpointSource:
     def parse(cls, text: str) -> CheckpointSource:
         """Understand a line such as BASE,variant=NAME,vae=PLACE,lora=FILE:SCALE,lora=FILE,embedding=FILE:TOKEN.
 
-        `config` and `calibration` may stand there, too. Commas that no key follows belong to what they stand in.
+        `config`, `denoiser` and `calibration` may stand there, too. Commas that no key follows belong to what they
+        stand in.
 
         Raises:
             InvalidInput: a key comes twice that may come once, a value is empty, or a scale is no number.
@@ -100,7 +106,7 @@ class CheckpointSource:
 
     def __str__(self) -> str:
         """The line that `parse` understands."""
-        parts = [f"{key}={value}" for key in KEYS[:4] if (value := getattr(self, key))]
+        parts = [f"{key}={value}" for key in KEYS[:5] if (value := getattr(self, key))]
         parts += [f"lora={one.file}:{one.scale:g}" for one in self.loras]
         parts += [
             f"embedding={one.file}:{one.token}" if one.token else f"embedding={one.file}" for one in self.embeddings
@@ -109,10 +115,11 @@ class CheckpointSource:
 
     @property
     def name(self) -> str:
-        """What people call it: the last part of the base's name, and what lies on top."""
-        repository = find_repository(self.base)
-        path = Path(repository[0] if repository else self.base)
-        own = path.stem if path.suffix == ".safetensors" else path.name if repository else path.resolve().name
+        """What people call it: the last part of the denoiser's or else the base's name, and what lies on top."""
+        place = self.denoiser or self.base
+        repository = find_repository(place)
+        path = Path(repository[0] if repository else place)
+        own = path.stem if path.suffix in FILES else path.name if repository else path.resolve().name
         on_top = [one.file for one in self.loras] + [one.file for one in self.embeddings]
         return "+".join([own, *(Path(file).stem for file in on_top)])
 
@@ -146,6 +153,7 @@ class CheckpointSource:
             move(self.base),
             self.variant,
             move(self.config),
+            move(self.denoiser),
             move(self.vae),
             move(self.calibration),
             tuple(Lora(move(one.file), one.scale) for one in self.loras),
@@ -156,7 +164,7 @@ class CheckpointSource:
 def find_repository(place: str) -> tuple[str, str] | None:
     """OWNER/NAME and REVISION ("" for none) of a repository on the hub; None for what is a path."""
     found = _REPOSITORY.fullmatch(place)
-    if found is None or Path(place).exists() or place.endswith(".safetensors"):
+    if found is None or Path(place).exists() or place.endswith(FILES):
         return None
     return found["name"], found["revision"] or ""
 

@@ -33,7 +33,7 @@ class Entry:
     """A tensor of which the header tells.
 
     Attributes:
-        dtype: a key of `ELEMENT_BYTES`.
+        dtype: a key of `ELEMENT_BYTES`; of a GGUF file, a name of gguf's `GGMLQuantizationType`.
         shape: of the tensor.
         begin: of its first byte behind the header.
         end: of the byte after its last.
@@ -57,7 +57,7 @@ def read_header(path: Path) -> dict[str, Entry]:
             size = os.fstat(stream.fileno()).st_size
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or length > size - 8:
-                raise _damaged(path, "is cut short")
+                raise damaged(path, "is cut short")
             if length > MAX_HEADER_BYTES:
                 raise broken(
                     f"{path.name} has a header of {length} bytes, more than {MAX_HEADER_BYTES}", "CHECKPOINT_TOO_LARGE"
@@ -75,11 +75,11 @@ def read_header(path: Path) -> dict[str, Entry]:
         raise broken(str(error), "CHECKPOINT_DAMAGED") from None
     notes = found.pop("__metadata__", {})
     if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
-        raise _damaged(path, "has notes in its header that are no text")
+        raise damaged(path, "has notes in its header that are no text")
     if len(found) > MAX_TENSORS:
         raise broken(f"{path.name} has more than {MAX_TENSORS} tensors", "CHECKPOINT_TOO_LARGE")
     entries = {name: _entry(path, name, value) for name, value in found.items()}
-    _check_extents(path, entries, size - 8 - length)
+    check_extents(path, entries, size - 8 - length)
     return entries
 
 
@@ -93,7 +93,7 @@ def read_headers(files: Sequence[Path]) -> dict[str, Entry]:
     for path in files:
         header = read_header(path)
         if twice := sorted(header.keys() & found.keys()):
-            raise _damaged(path, f"has the tensor {shown(twice[0])} that another file has, too")
+            raise damaged(path, f"has the tensor {shown(twice[0])} that another file has, too")
         found |= header
     return found
 
@@ -103,34 +103,35 @@ def elements(entries: Mapping[str, Entry]) -> int:
     return sum(math.prod(entry.shape) for entry in entries.values())
 
 
+def check_extents(path: Path, entries: Mapping[str, Entry], size: int, alignment: int = 1) -> None:
+    """Raises BrokenCheckpoint unless the tensors cover so many bytes once each, but for what aligns them."""
+    place = 0
+    for begin, end in sorted((entry.begin, entry.end) for entry in entries.values()):
+        if begin != place + -place % alignment:
+            raise damaged(path, "has tensors that overlap, or bytes between them")
+        place = end
+    if not place <= size <= place + -place % alignment:
+        raise damaged(path, f"has {size} bytes behind its header, and tensors of {place}")
+
+
+def damaged(path: Path, what: str) -> BrokenCheckpoint:
+    """The error that refuses a file of weights."""
+    return broken(f"{path.name} {what}", "CHECKPOINT_DAMAGED")
+
+
 def _entry(path: Path, name: str, value: Any) -> Entry:
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
-        raise _damaged(path, f"describes the tensor {shown(name)} in an unknown way")
+        raise damaged(path, f"describes the tensor {shown(name)} in an unknown way")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ELEMENT_BYTES:
-        raise _damaged(path, f"has the tensor {shown(name)} of the unknown dtype {shown(dtype)}")
+        raise damaged(path, f"has the tensor {shown(name)} of the unknown dtype {shown(dtype)}")
     if not _counts(shape) or len(shape) > MAX_DIMENSIONS or not _counts(offsets) or len(offsets) != 2:
-        raise _damaged(path, f"gives the tensor {shown(name)} an impossible shape or place")
+        raise damaged(path, f"gives the tensor {shown(name)} an impossible shape or place")
     begin, end = offsets
     if end - begin != math.prod(shape) * ELEMENT_BYTES[dtype]:
-        raise _damaged(path, f"has other bytes for the tensor {shown(name)} than its shape takes")
+        raise damaged(path, f"has other bytes for the tensor {shown(name)} than its shape takes")
     return Entry(dtype, tuple(shape), begin, end)
 
 
 def _counts(value: Any) -> bool:
     return isinstance(value, list) and all(type(number) is int and 0 <= number < 2**63 for number in value)
-
-
-def _check_extents(path: Path, entries: Mapping[str, Entry], size: int) -> None:
-    """Raises BrokenCheckpoint unless the tensors cover so many bytes once each."""
-    place = 0
-    for begin, end in sorted((entry.begin, entry.end) for entry in entries.values()):
-        if begin != place:
-            raise _damaged(path, "has tensors that overlap, or bytes between them")
-        place = end
-    if place != size:
-        raise _damaged(path, f"has {size} bytes behind its header, and tensors of {place}")
-
-
-def _damaged(path: Path, what: str) -> BrokenCheckpoint:
-    return broken(f"{path.name} {what}", "CHECKPOINT_DAMAGED")

@@ -6,7 +6,7 @@ HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_ENDPOINT and HF_TOKEN mean what they m
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download
@@ -22,13 +22,14 @@ from audit.model.networks import is_network, weights_stem
 TEXT = ("*.json", "*.txt", "*.model")
 
 
-def locate(place: str, variant: str = "", *, weights: bool = True) -> Path:
+def locate(place: str, variant: str = "", *, weights: bool = True, replaced: Container[str] = ()) -> Path:
     """A path, or the folder of a repository's files in the cache, named after their commit. Fetches what is missing.
 
     Args:
         place: a path, OWNER/NAME or OWNER/NAME@REVISION.
         variant: of the weight files.
         weights: whether they are needed.
+        replaced: names of parts whose weights are not.
 
     Raises:
         NotFound: the repository, the revision or a file is not there, or not in the cache and the hub cannot be asked.
@@ -40,19 +41,21 @@ def locate(place: str, variant: str = "", *, weights: bool = True) -> Path:
         return Path(place)
     name, revision = found
     folder = _fetch(name, revision, ("model_index.json", "config.json"))
-    return _fetch(name, folder.name, _needed(folder, variant, weights=weights))
+    return _fetch(name, folder.name, _needed(folder, variant, weights, replaced))
 
 
-def _needed(folder: Path, variant: str, *, weights: bool) -> list[str]:
+def _needed(folder: Path, variant: str, weights: bool, replaced: Container[str]) -> list[str]:
     """Patterns of the files of a pipeline, or of a network that has a repository of its own."""
     if not (folder / "model_index.json").is_file():
         return ["config.json", *_weight_patterns("diffusion_pytorch_model", variant)]
     family = find_family(read_json(folder / "model_index.json").get("_class_name"))
     patterns = ["model_index.json"]
     for part, kinds in family.parts.items():
-        own: Iterable[str] = TEXT
+        own = list(TEXT)
         if is_network(kinds[0]):
-            own = ["config.json", *(_weight_patterns(weights_stem(kinds[0]), variant) if weights else ())]
+            own = ["config.json"]
+            if weights and part not in replaced:
+                own += _weight_patterns(weights_stem(kinds[0]), variant)
         patterns += [f"{part}/{pattern}" for pattern in own]
     return patterns
 

@@ -108,6 +108,11 @@ def bare_network(kind: type[Any], folder: Path) -> nn.Module:
     return kind(kind.config_class.from_pretrained(folder, local_files_only=True))
 
 
+def networks_of(pipeline: Any) -> list[nn.Module]:
+    """The networks of a diffusers pipeline."""
+    return [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+
+
 def _refuse_quantized(config: Mapping[str, Any], name: str) -> None:
     """Quantized weights need a backend each, with kernels that are fetched or compiled, and most of them a GPU."""
     found = config.get("quantization_config")

@@ -17,8 +17,10 @@ import torch
 from diffusers import DiffusionPipeline
 
 from audit.model.files import broken, shown
+from audit.model.gguf_headers import is_gguf, read_gguf_header
 from audit.model.headers import read_header
 from audit.model.networks import bare_network
+from audit.model.quantized import gguf_options, settle
 from audit.model.vetting import vet_network
 
 #: What configurations and tokenizers are made of.
@@ -31,7 +33,7 @@ def load_networks(
     """The networks of a single file, by part. They are vetted before memory is taken for them.
 
     Args:
-        file: safetensors, of the original layout.
+        file: safetensors, of the original layout; or GGUF, of the one or the other, if it holds one network.
         kind: class of the pipeline, or of the one network that the file holds.
         parts: classes of the networks.
         folder: of their configurations, looked through before.
@@ -41,7 +43,8 @@ def load_networks(
         BrokenCheckpoint: the file lacks weights of one of them, or holds others than the configurations describe.
         Exception: whatever diffusers raises for a file that it cannot make sense of.
     """
-    entries = read_header(file)
+    quantized = is_gguf(file)
+    entries = read_gguf_header(file) if quantized else read_header(file)
     with TemporaryDirectory() as temporary:
         copy = Path(temporary)
         for path in [folder / "model_index.json", *(path for part in parts for path in (folder / part).iterdir())]:
@@ -51,17 +54,30 @@ def load_networks(
         for part, network in parts.items():
             vet_network(partial(bare_network, network, copy / part), entries, part)
         options = {"config": str(copy), "local_files_only": True, "torch_dtype": dtype}
-        if issubclass(kind, DiffusionPipeline):
-            # What has no weights in the file is not asked for.
-            others = {name: None for name in kind._get_signature_keys(kind)[0] if name not in parts}
-            pipeline = kind.from_single_file(str(file), **others, **options)
-            found = {part: getattr(pipeline, part) for part in parts}
-        else:
-            found = {part: kind.from_single_file(str(file), subfolder=part, **options) for part in parts}
+        options |= gguf_options(dtype) if quantized else {}
+        try:
+            found = _load(str(file), kind, parts, options)
+        except KeyError as error:  # diffusers asks for the tensors of the original layout one after the other
+            raise broken(
+                f"{file.name} lacks weights of {' and '.join(parts)}, {shown(error.args[0])} among them",
+                "CHECKPOINT_INCOMPLETE",
+            ) from error
     for part, network in found.items():
         if missing := sorted(name for name, value in network.state_dict().items() if value.is_meta):
             raise broken(
                 f"{file.name} lacks {len(missing)} weights of {part}, {shown(missing[0])} among them",
                 "CHECKPOINT_INCOMPLETE",
             )
+        if quantized:
+            settle(network, entries, file, dtype)
     return found
+
+
+def _load(file: str, kind: type[Any], parts: Mapping[str, type[Any]], options: dict[str, Any]) -> dict[str, Any]:
+    """What `load_networks` says, by diffusers and these options of its."""
+    if not issubclass(kind, DiffusionPipeline):
+        return {part: kind.from_single_file(file, subfolder=part, **options) for part in parts}
+    # What has no weights in the file is not asked for.
+    others = {name: None for name in kind._get_signature_keys(kind)[0] if name not in parts}
+    pipeline = kind.from_single_file(file, **others, **options)
+    return {part: getattr(pipeline, part) for part in parts}

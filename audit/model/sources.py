@@ -19,14 +19,16 @@ from diffusers import SchedulerMixin
 
 from audit.errors import AuditError, NotFound
 from audit.model.adapters import add_adapters
-from audit.model.checkpoint_source import CheckpointSource, find_repository
+from audit.model.checkpoint_source import FILES, CheckpointSource, find_repository
 from audit.model.families import find_family
 from audit.model.families.family import Family
 from audit.model.files import PICKLES, broken, digest_files, digest_lines, read_json, shown
+from audit.model.gguf_headers import is_gguf, read_gguf_header
 from audit.model.headers import elements, read_header, read_headers
 from audit.model.hub import locate
 from audit.model.networks import is_network, load_network, vet_weights, weight_files
 from audit.model.offload import Offloaded, require_offloadable
+from audit.model.quantized import loaded_bytes
 from audit.model.single_file import load_networks
 from audit.model.vetting import vet_folder, vet_part
 
@@ -86,7 +88,7 @@ def open_source(source: CheckpointSource, device: torch.device, dtype: torch.dty
     """
     if offload:
         require_offloadable(device)
-    base = locate(source.base, source.variant)
+    base = locate(source.base, source.variant, replaced=DENOISING if source.denoiser else ())
     if find_repository(source.base):
         source = replace(source, base=f"{source.base.partition('@')[0]}@{base.name}")
     folder = _configurations(source, base)
@@ -99,8 +101,13 @@ def open_source(source: CheckpointSource, device: torch.device, dtype: torch.dty
         if _is_there(family, index, part)
     }
     places = {part: folder / part for part in kinds}
+    if source.denoiser:
+        denoising = next(part for part in family.parts if part in DENOISING)
+        places[denoising] = _replacement(source.denoiser, family, denoising, FILES)
     if source.vae:
-        places[family.autoencoder] = _autoencoder(source.vae, family)
+        if not family.autoencoder:
+            raise broken(f"a {family.pipeline.__name__} has no autoencoder to replace", "CHECKPOINT_FAMILY_UNSUPPORTED")
+        places[family.autoencoder] = _replacement(source.vae, family, family.autoencoder, FILES[:1])
     single = []
     if base.is_file():
         single = [part for part, kind in kinds.items() if is_network(kind) and places[part] == folder / part]
@@ -116,11 +123,11 @@ def open_source(source: CheckpointSource, device: torch.device, dtype: torch.dty
     for part, kind in kinds.items():
         if part in parts:
             continue
-        if places[part].suffix == ".safetensors":  # an autoencoder of the original layout
+        if is_network(kind) and places[part].is_file():  # another network of the original layout
             parts |= load_networks(places[part], kind, {part: kind}, folder, dtype)
             files[part] = {
                 f"{part}/config.json": folder / part / "config.json",
-                f"{part}/model.safetensors": places[part],
+                f"{part}/model{places[part].suffix}": places[part],
             }
         else:
             parts[part] = _load_part(kind, places[part], dtype, source.variant)
@@ -150,15 +157,23 @@ def weights_bytes(source: CheckpointSource, dtype: torch.dtype) -> int:
     """
     total = 0
     with suppress(AuditError):
-        base = locate(source.base, source.variant)
+        base = locate(source.base, source.variant, replaced=DENOISING if source.denoiser else ())
         if base.is_file():
             return elements(read_header(base)) * dtype.itemsize
         for part, kinds in find_family(read_json(base / INDEX).get("_class_name")).parts.items():
             if is_network(kinds[0]):
                 with suppress(AuditError):
-                    files = weight_files(base / part, kinds[0], source.variant)
-                    total += elements(read_headers([file for file in files if file.suffix == ".safetensors"]))
-    return total * dtype.itemsize
+                    other = source.denoiser if part in DENOISING else ""
+                    total += _bytes_of(locate(other) if other else base / part, kinds[0], source.variant, dtype)
+    return total
+
+
+def _bytes_of(place: Path, kind: type[Any], variant: str, dtype: torch.dtype) -> int:
+    """What the weights of a network take in memory: of a folder with one, or of a single file."""
+    if is_gguf(place):
+        return loaded_bytes(read_gguf_header(place), dtype)
+    files = [place] if place.is_file() else weight_files(place, kind, variant)
+    return elements(read_headers([file for file in files if file.suffix == ".safetensors"])) * dtype.itemsize
 
 
 def _configurations(source: CheckpointSource, base: Path) -> Path:
@@ -170,6 +185,12 @@ def _configurations(source: CheckpointSource, base: Path) -> Path:
     """
     if base.is_dir():
         return base
+    if base.is_file() and is_gguf(base):
+        raise broken(
+            f"{base.name} has a denoiser alone: name the pipeline that it belongs to, as in "
+            f"FOLDER,denoiser={base.name}",
+            "CHECKPOINT_INCOMPLETE",
+        )
     if not base.is_file() or base.suffix not in (".safetensors", *PICKLES):
         raise _not_found("checkpoint folder or .safetensors file", base)
     if base.suffix in PICKLES:
@@ -189,30 +210,38 @@ def _configurations(source: CheckpointSource, base: Path) -> Path:
     return folder
 
 
-def _autoencoder(place: str, family: Family) -> Path:
-    """The folder, or the single file, of an autoencoder that replaces a pipeline's own.
+def _replacement(place: str, family: Family, part: str, endings: Sequence[str]) -> Path:
+    """The folder, or the single file, of a network that replaces a pipeline's own.
+
+    Args:
+        place: that was named.
+        family: of the pipeline.
+        part: which is replaced.
+        endings: of single files.
 
     Raises:
         NotFound: it is not there.
-        BrokenCheckpoint: the family has none, or it is of another kind.
+        BrokenCheckpoint: it is of another kind than the family's.
     """
-    if not family.autoencoder:
-        raise broken(f"a {family.pipeline.__name__} has no autoencoder to replace", "CHECKPOINT_FAMILY_UNSUPPORTED")
+    kinds = family.parts[part]
     path = locate(place)
-    if path.is_file() and path.suffix == ".safetensors":
+    if path.is_file() and path.suffix in endings:
+        if not hasattr(kinds[0], "from_single_file"):
+            raise broken(
+                f"a {kinds[0].__name__} comes in folders, and {path.name} is a file", "CHECKPOINT_FAMILY_UNSUPPORTED"
+            )
         return path
     if not path.is_dir():
-        raise _not_found("autoencoder", path)
-    part = path / family.autoencoder if (path / INDEX).exists() else path
-    vet_part(part, path)
-    named = read_json(part / "config.json").get("_class_name")
-    kinds = family.parts[family.autoencoder]
+        raise _not_found(part, path)
+    own = path / part if (path / INDEX).exists() else path
+    vet_part(own, path)
+    named = read_json(own / "config.json").get("_class_name")
     if named not in [kind.__name__ for kind in kinds]:
         raise broken(
             f"{path.name} is a {shown(named)}; supported: {', '.join(kind.__name__ for kind in kinds)}",
             "CHECKPOINT_FAMILY_UNSUPPORTED",
         )
-    return part
+    return own
 
 
 def _is_there(family: Family, index: Mapping[str, Any], part: str) -> bool:

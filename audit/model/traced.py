@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from audit.model.memory import is_out_of_memory, is_watched
+from audit.model.quantized import is_packed
 
 #: Graphs that a process records. torch never forgets one.
 MOST_GRAPHS = 32
@@ -33,7 +34,8 @@ _lock = threading.Lock()
 class Traced:
     """A network that is recorded when inputs of a kind come first. Safe to use from several threads.
 
-    Only on a CPU, without gradients and where nobody watches the operations; otherwise the network runs as it is.
+    Only on a CPU, without gradients, with weights that are not quantized and where nobody watches the operations;
+    otherwise the network runs as it is.
 
     Args:
         network: whose rows do not depend on each other. Weights may change, what it computes may not.
@@ -44,6 +46,8 @@ class Traced:
     def __init__(self, network: nn.Module, name: str, call: Callable[..., Tensor]) -> None:
         self._call = _Call(network, call)
         weights = tuple((value.shape, value.dtype) for value in self._call.weights)
+        # A recorder sees the bytes of such a weight, and not what they stand for.
+        self._packed = any(map(is_packed, self._call.weights))
         self._identity = name, type(network), _configuration(network), weights
 
     def __call__(self, *inputs: Tensor) -> Tensor:
@@ -54,6 +58,8 @@ class Traced:
         return self._call(*inputs) if graph is None else self._run(graph, inputs)
 
     def _graph(self, inputs: tuple[Tensor, ...]) -> Any:
+        if self._packed:
+            return None
         kind = self._identity, tuple((value.shape[1:], value.dtype) for value in inputs)
         if kind not in _graphs:
             with _lock:

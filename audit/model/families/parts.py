@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, LCMScheduler
-from torch import Tensor, nn
+from torch import Tensor
 
 from audit.errors import BrokenCheckpoint, InvalidInput
 from audit.model.denoiser import PredictionType, Schedule
+from audit.model.networks import networks_of
+from audit.model.quantized import numbers
 from audit.model.traced import Traced
 
 PREDICTION_TYPES: tuple[PredictionType, ...] = ("epsilon", "v_prediction", "sample")
@@ -120,7 +122,7 @@ def lay_out(network: Any) -> None:
 
 
 def _weights(network: Any) -> int:
-    return sum(weight.numel() for weight in network.parameters())
+    return sum(map(numbers, network.parameters()))
 
 
 def coder(vae: Any, network: Any) -> Coder:
@@ -172,7 +174,6 @@ def common(pipeline: Any, network: Any, coder: Coder) -> dict[str, Any]:
         network: the one that denoises.
         coder: its autoencoder.
     """
-    networks = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
     return {
         "family": type(pipeline).__name__,
         "scheduler_config": {"_class_name": type(pipeline.scheduler).__name__, **dict(pipeline.scheduler.config)},
@@ -183,7 +184,7 @@ def common(pipeline: Any, network: Any, coder: Coder) -> dict[str, Any]:
         "dtype": network.dtype,
         "decode": coder.decode,
         "encode": coder.encode,
-        "parameters": sum(map(_weights, networks)),
+        "parameters": sum(map(_weights, networks_of(pipeline))),
     }
 
 
