@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +92,15 @@ def load_network(kind: type[Any], folder: Path, dtype: torch.dtype, variant: str
         variant=variant or None,
         **{"torch_dtype" if issubclass(kind, ModelMixin) else "dtype": dtype},
     )
-    for keys, what in ((found["missing_keys"], "lacks"), (found["unexpected_keys"], "has no place for")):
-        if keys:
-            raise broken(
-                f"{folder.name} {what} {len(keys)} weights, {shown(min(keys))} among them", "CHECKPOINT_INCOMPLETE"
-            )
+    require_every_weight(folder.name, found["missing_keys"], found["unexpected_keys"])
     return network
+
+
+def require_every_weight(name: str, missing: Collection[str], unexpected: Collection[str]) -> None:
+    """Raises BrokenCheckpoint unless weights of a name are all there, and have their places."""
+    for keys, what in ((missing, "lacks"), (unexpected, "has no place for")):
+        if keys:
+            raise broken(f"{name} {what} {len(keys)} weights, {shown(min(keys))} among them", "CHECKPOINT_INCOMPLETE")
 
 
 def bare_network(kind: type[Any], folder: Path) -> nn.Module:
@@ -114,11 +117,12 @@ def networks_of(pipeline: Any) -> list[nn.Module]:
 
 
 def _refuse_quantized(config: Mapping[str, Any], name: str) -> None:
-    """Quantized weights need a backend each, with kernels that are fetched or compiled, and most of them a GPU."""
+    """Folders of quantized weights need a backend each: docs/sources.md says what is wrong with which."""
     found = config.get("quantization_config")
     if found is not None:
         method = found.get("quant_method") if isinstance(found, dict) else found
         raise broken(
-            f"{name} is quantized by {shown(method)}, which is not supported: take the weights that it was made of",
+            f"{name} is quantized by {shown(method)}, which is not supported: take the weights that it was made of, "
+            "or a GGUF file of the denoiser",
             "CHECKPOINT_QUANTIZATION_UNSUPPORTED",
         )

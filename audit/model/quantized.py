@@ -16,6 +16,7 @@ from torch import nn
 
 from audit.model.files import broken
 from audit.model.headers import Entry, elements
+from audit.model.networks import require_every_weight
 
 #: Types of tensors in GGUF files that are no blocks, and are loaded as numbers.
 PLAIN = ("F32", "F16")
@@ -32,6 +33,22 @@ def gguf_options(dtype: torch.dtype) -> dict[str, Any]:
     from diffusers import GGUFQuantizationConfig
 
     return {"quantization_config": GGUFQuantizationConfig(compute_dtype=dtype)}
+
+
+def require_own_names(network: nn.Module, entries: Mapping[str, Entry], file: Path) -> None:
+    """Refuse a file in which tensors have diffusers' names, but not all that a network has, or others.
+
+    Args:
+        network: as its configuration describes it; its tensors may have shapes alone.
+        entries: of the file. Where few have such names, they have those of the original layout.
+        file: for messages.
+
+    Raises:
+        BrokenCheckpoint: it is such a file.
+    """
+    own = network.state_dict().keys()
+    if 2 * len(own & entries.keys()) > len(entries):
+        require_every_weight(file.name, own - entries.keys(), entries.keys() - own)
 
 
 def settle(network: nn.Module, entries: Mapping[str, Entry], file: Path, dtype: torch.dtype) -> None:

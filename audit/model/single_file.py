@@ -20,7 +20,7 @@ from audit.model.files import broken, shown
 from audit.model.gguf_headers import is_gguf, read_gguf_header
 from audit.model.headers import read_header
 from audit.model.networks import bare_network
-from audit.model.quantized import gguf_options, settle
+from audit.model.quantized import gguf_options, require_own_names, settle
 from audit.model.vetting import vet_network
 
 #: What configurations and tokenizers are made of.
@@ -52,15 +52,19 @@ def load_networks(
                 (copy / path.relative_to(folder)).parent.mkdir(exist_ok=True)
                 shutil.copyfile(path, copy / path.relative_to(folder))
         for part, network in parts.items():
-            vet_network(partial(bare_network, network, copy / part), entries, part)
+            bare = vet_network(partial(bare_network, network, copy / part), entries, part)
+            if quantized:
+                require_own_names(bare, entries, file)
         options = {"config": str(copy), "local_files_only": True, "torch_dtype": dtype}
         options |= gguf_options(dtype) if quantized else {}
         try:
             found = _load(str(file), kind, parts, options)
-        except KeyError as error:  # diffusers asks for the tensors of the original layout one after the other
+        except (KeyError, IndexError, NotImplementedError) as error:
+            # diffusers asks for tensors by their names, or for blocks by their numbers; what it did not ask for, it
+            # finds lacking when it moves the network.
+            which = f", {shown(error.args[0])} among them" if isinstance(error, KeyError) else ""
             raise broken(
-                f"{file.name} lacks weights of {' and '.join(parts)}, {shown(error.args[0])} among them",
-                "CHECKPOINT_INCOMPLETE",
+                f"{file.name} lacks weights of {' and '.join(parts)}{which}", "CHECKPOINT_INCOMPLETE"
             ) from error
     for part, network in found.items():
         if missing := sorted(name for name, value in network.state_dict().items() if value.is_meta):

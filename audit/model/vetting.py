@@ -153,7 +153,7 @@ def vet_index(path: Path) -> None:
         raise broken(f"{path.name} and {shown(shard)} do not agree on where {shown(name)} is", "CHECKPOINT_DAMAGED")
 
 
-def vet_network(build: Callable[[], nn.Module], entries: Mapping[str, Entry], name: str) -> None:
+def vet_network(build: Callable[[], nn.Module], entries: Mapping[str, Entry], name: str) -> nn.Module:
     """Make a network without memory, and refuse one that takes more than its weight files hold.
 
     It is given up as soon as it has more: a configuration of a billion layers is as fast as one of a few.
@@ -163,12 +163,15 @@ def vet_network(build: Callable[[], nn.Module], entries: Mapping[str, Entry], na
         entries: of its weight files.
         name: of the component, for messages.
 
+    Returns:
+        The network, whose tensors have shapes alone.
+
     Raises:
         BrokenCheckpoint: the configuration describes a larger network than the files do, or none.
     """
     with torch.device("meta"), _at_most(elements(entries), len(entries), name):
         try:
-            build()
+            return build()
         except BrokenCheckpoint:
             raise
         except Exception as error:  # the libraries below raise anything at all for impossible configurations

@@ -1,10 +1,12 @@
-"""Stable Diffusion's weights under the names of its first release, from what diffusers calls them."""
+"""Stable Diffusion's weights under the names of its releases, from what diffusers calls them."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -19,6 +21,25 @@ ENDS = {
     "conv_norm_out": "out.0", "conv_out": "out.2",
 }  # fmt: skip
 ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+#: Of Stable Diffusion 3: what stands in front of the blocks and behind them, and what is in each.
+SD3_ENDS = {
+    "pos_embed.proj": "x_embedder.proj", "context_embedder": "context_embedder",
+    "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
+    "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    "time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0",
+    "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2",
+    "norm_out.linear": "final_layer.adaLN_modulation.1", "proj_out": "final_layer.linear",
+}  # fmt: skip
+SD3_BLOCKS = {
+    "attn.to_out.0": "x_block.attn.proj", "attn.to_add_out": "context_block.attn.proj",
+    "norm1.linear": "x_block.adaLN_modulation.1", "norm1_context.linear": "context_block.adaLN_modulation.1",
+    "ff.net.0.proj": "x_block.mlp.fc1", "ff.net.2": "x_block.mlp.fc2",
+    "ff_context.net.0.proj": "context_block.mlp.fc1", "ff_context.net.2": "context_block.mlp.fc2",
+}  # fmt: skip
+SD3_JOINED = {
+    "x_block": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "context_block": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+}
 
 
 def save_original(folder: Path, file: Path) -> Path:
@@ -77,3 +98,26 @@ def _inside(kind: str, rest: str) -> str:
         return rest
     part, _, last = rest.rpartition(".")
     return f"{RESNET[part]}.{last}"
+
+
+def original_sd3(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of a transformer of Stable Diffusion 3: queries, keys and values are one, and scales come after shifts."""
+    blocks = sorted({int(found[1]) for name in weights if (found := re.match(r"transformer_blocks\.(\d+)\.", name))})
+    found = {}
+    for end in ("weight", "bias"):
+        named = list(SD3_ENDS.items())
+        for block in blocks:
+            here, there = f"transformer_blocks.{block}.", f"joint_blocks.{block}."
+            named += [(here + ours, there + theirs) for ours, theirs in SD3_BLOCKS.items()]
+            for side, parts in SD3_JOINED.items():
+                joined = torch.cat([weights[f"{here}{part}.{end}"] for part in parts])
+                found[f"{there}{side}.attn.qkv.{end}"] = joined
+        for ours, theirs in named:
+            if f"{ours}.{end}" in weights:
+                found[f"{theirs}.{end}"] = weights[f"{ours}.{end}"]
+    found["pos_embed"] = weights["pos_embed.pos_embed"]
+    for ours in ("norm_out.linear", f"transformer_blocks.{blocks[-1]}.norm1_context.linear"):
+        theirs = SD3_ENDS.get(ours, f"joint_blocks.{blocks[-1]}.context_block.adaLN_modulation.1")
+        for end in ("weight", "bias"):
+            found[f"{theirs}.{end}"] = torch.cat(weights[f"{ours}.{end}"].chunk(2)[::-1])
+    return found

@@ -18,6 +18,7 @@ SOURCES = st.builds(
     PLACES,
     variant=st.sampled_from(["", "fp16", "non_ema"]),
     config=st.just("") | PLACES,
+    denoiser=st.just("") | PLACES,
     vae=st.just("") | PLACES,
     calibration=st.just("") | PLACES,
     loras=st.lists(st.builds(Lora, PLACES, st.sampled_from([1.0, 0.5, -2.0, 0.0])), max_size=3).map(tuple),
@@ -78,7 +79,17 @@ def test_repositories_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     assert find_repository("acme/model") == ("acme/model", "")
     assert find_repository("acme/model@refs/pr/1") == ("acme/model", "refs/pr/1")
-    for path in ("model", "/acme/model", "./acme", "../model", "a/b/c", "acme/model.safetensors", "acme/", "@x"):
+    for path in (
+        "model",
+        "/acme/model",
+        "./acme",
+        "../model",
+        "a/b/c",
+        "acme/model.safetensors",
+        "a/b.gguf",
+        "acme/",
+        "@x",
+    ):
         assert find_repository(path) is None, path
     (tmp_path / "acme" / "model").mkdir(parents=True)
     assert find_repository("acme/model") is None
@@ -91,14 +102,17 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for text, name in {
         "/models/sd15": "sd15", "/models/sd15/": "sd15", ".": tmp_path.name, "/x/dream.v2.safetensors": "dream.v2",
         "acme/model@main": "model", "/a,lora=/b/style.safetensors:2,embedding=c/cat.safetensors": "a+style+cat",
+        "/models/flux,denoiser=/b/flux1-Q4_0.gguf": "flux1-Q4_0", "a,denoiser=acme/tuned@main": "tuned",
     }.items():  # fmt: skip
         assert CheckpointSource.parse(text).name == name
 
 
 def test_what_others_are_told(tmp_path: Path) -> None:
     """Names without folders, scales, words, and a repository's revision; not where the calibration is."""
-    text = f"{tmp_path}/m,vae={tmp_path}/v,calibration={tmp_path}/c.json,lora={tmp_path}/l.safetensors:0.5"
-    assert CheckpointSource.parse(text).told() == "m,vae=v,lora=l.safetensors:0.5"
+    text = f"{tmp_path}/m,denoiser={tmp_path}/d.gguf,vae={tmp_path}/v,calibration={tmp_path}/c.json"
+    assert CheckpointSource.parse(f"{text},lora={tmp_path}/l.safetensors:0.5").told() == (
+        "m,denoiser=d.gguf,vae=v,lora=l.safetensors:0.5"
+    )
     assert CheckpointSource.parse("acme/model@abc,vae=acme/vae").told() == "acme/model@abc,vae=acme/vae"
 
 

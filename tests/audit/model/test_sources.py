@@ -212,6 +212,10 @@ def test_only_what_is_needed_is_fetched(
         "safety_checker/model.safetensors", "text_encoder/model.safetensors", "pipeline.py", "README.md", "cat.png",
     ):  # fmt: skip
         assert not wanted(file), file
+    module.locate("acme/tiny-model", "fp16", replaced=("unet",))
+    assert wanted("unet/config.json")
+    assert wanted("text_encoder/model.fp16.safetensors")
+    assert not wanted("unet/diffusion_pytorch_model.fp16.safetensors")
 
 
 # Single files
