@@ -23,9 +23,10 @@ from pydantic import BaseModel, ConfigDict
 from audit.errors import InvalidInput, NotFound
 from audit.reference.build import add, build
 from audit.reference.embedder import Opener
-from audit.reference.manifest import LOCK, MANIFEST, Options, read_manifest
+from audit.reference.folder import read_manifest
+from audit.reference.manifest import LOCK, MANIFEST, Options
 from audit.reference.reference_set import ReferenceSet
-from audit.reference.upkeep import Progress
+from audit.reference.settling import Progress
 from service.config_parts import ReferenceStorePart
 from service.names import check_name
 from service.status import AlreadyExists, Closed, NotReady, StoreFull

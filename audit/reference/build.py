@@ -13,23 +13,13 @@ from pathlib import Path
 import torch
 
 from audit.errors import InvalidInput
-from audit.reference.embedder import Embedder, Opener, open_embedder
+from audit.reference.embedder import Embedder, Opener, open_embedder, relative_model
+from audit.reference.folder import publish, read_manifest, read_pending, state_checksum, writing
 from audit.reference.intake import Intake, LeftOut
-from audit.reference.manifest import (
-    MANIFEST,
-    EmbedderInfo,
-    Manifest,
-    Options,
-    Pending,
-    publish,
-    read_manifest,
-    read_pending,
-    state_checksum,
-    writing,
-)
-from audit.reference.reference_set import ReferenceSet, relative_model
+from audit.reference.manifest import MANIFEST, EmbedderInfo, Manifest, Options, Pending
+from audit.reference.reference_set import ReferenceSet
+from audit.reference.settling import Progress, settle
 from audit.reference.sources import Source, open_source
-from audit.reference.upkeep import Progress, settle
 
 
 def build(
@@ -57,7 +47,7 @@ def build(
             made them.
         options: how images are taken in.
         restart: whether unfinished work in the folder is dropped.
-        progress: see `audit.reference.upkeep.Progress`. What it raises ends the build, as a kill would.
+        progress: see `audit.reference.settling.Progress`. What it raises ends the build, as a kill would.
         left_out: see `audit.reference.intake.LeftOut`.
         opener: gives the embedders.
 
@@ -115,7 +105,7 @@ def add(
         source: what `audit.reference.sources` reads, or has opened.
         complete: whether the set is now a checkpoint's whole training set; None leaves it as it is.
         restart: whether unfinished work in the folder is dropped.
-        progress: see `audit.reference.upkeep.Progress`. What it raises ends the addition, as a kill would.
+        progress: see `audit.reference.settling.Progress`. What it raises ends the addition, as a kill would.
         left_out: see `audit.reference.intake.LeftOut`.
         opener: gives the embedders.
 

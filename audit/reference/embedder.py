@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from audit.errors import BrokenReference, NotFound
 from audit.reference.images import with_channels
+from audit.reference.manifest import EmbedderInfo
 
 LOCAL, HUB, TIMM, TORCHSCRIPT = "local-dir:", "hf-hub:", "timm:", "torchscript:"
 #: What models trained on ImageNet are normalised with, TorchScript files too.
@@ -123,6 +125,11 @@ def with_path(model: str, change: Callable[[str], str]) -> str:
     return f"{name}@{change(path)}"
 
 
+def relative_model(model: str, folder: Path) -> str:
+    """The name of a model whose files are found from a set's folder, so that the two can move together."""
+    return with_path(model, lambda path: os.path.relpath(path, folder))
+
+
 def shown(model: str) -> str:
     """The name of a model without its path: clients of a server may read it."""
     return with_path(model, lambda path: Path(path).name)
@@ -199,3 +206,19 @@ def _torchscript(model: str, device: str) -> Embedder:
         std=IMAGENET_STD,
         digest=file_digest(file, f"torchscript {side}"),
     )
+
+
+def open_embedders(folder: Path, infos: Sequence[EmbedderInfo], opener: Opener) -> list[Embedder]:
+    """The embedders of a set.
+
+    Raises:
+        ValueError: one has other weights than the set was built with.
+        NotFound, BrokenReference: as `audit.reference.embedder.open_embedder`.
+    """
+    found = []
+    for info in infos:
+        embedder = opener(with_path(info.model, lambda path: os.path.normpath(folder / path)))
+        if embedder.digest != info.digest:
+            raise ValueError("its embedder has other weights than the ones it was built with")
+        found.append(embedder)
+    return found

@@ -26,8 +26,9 @@ import faiss as _faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from audit.reference.folder import new_folder, seal
 from audit.reference.images import in_chunks
-from audit.reference.manifest import INDEXES, IndexInfo, IndexKind, new_folder, seal
+from audit.reference.manifest import INDEXES, IndexInfo, IndexKind
 
 #: Its types leave out what search parameters, selectors and lists have.
 faiss: Any = _faiss

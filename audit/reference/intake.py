@@ -20,20 +20,13 @@ from audit.errors import InvalidInput
 from audit.model.memory import in_halves
 from audit.reference.contents import KnownContents
 from audit.reference.embedder import Embedder
+from audit.reference.folder import write_state
 from audit.reference.images import fit, low_frequencies, read_image, thumbnail, to_float
-from audit.reference.manifest import Pending, write_state
+from audit.reference.manifest import Pending
 from audit.reference.reference_set import EMBEDDED_ROWS, ReferenceSet
-from audit.reference.segments import (
-    LEFT_OUT,
-    PIXELS,
-    Segment,
-    content_digest,
-    embedded,
-    metadata_table,
-    write_segment,
-)
+from audit.reference.segments import LEFT_OUT, PIXELS, Segment, content_digest, embedded, metadata_table, write_segment
+from audit.reference.settling import SEGMENT_BYTES, SEGMENT_ROWS, Progress
 from audit.reference.sources import Item, Source
-from audit.reference.upkeep import SEGMENT_BYTES, SEGMENT_ROWS, Progress
 
 #: A segment is committed after so long, whatever its size: what a kill costs at most.
 SEGMENT_SECONDS = 60.0
@@ -66,7 +59,7 @@ class Intake:
         source: of images or embeddings.
         models: the set's embedders.
         pending: how far an earlier one came.
-        progress: see `audit.reference.upkeep.Progress`.
+        progress: see `audit.reference.settling.Progress`.
         left_out: see `LeftOut`.
 
     Attributes:

@@ -28,25 +28,16 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from audit.errors import AuditError, BrokenReference, DatabaseAway, InvalidInput
-from audit.reference.embedder import Opener, open_embedder, with_path
+from audit.reference.embedder import Opener, open_embedder, open_embedders, with_path
+from audit.reference.folder import broken, format_of, read_published, write_state
 from audit.reference.images import in_chunks
 from audit.reference.index import EXPLORED, PROBES
 from audit.reference.index import GRAPH_CONSTRUCTION as CONSTRUCTION
 from audit.reference.index import GRAPH_LINKS as LINKS
-from audit.reference.manifest import (
-    LOCK,
-    MANIFEST,
-    PUBLISHED,
-    Manifest,
-    Published,
-    broken,
-    format_of,
-    read_published,
-    write_state,
-)
-from audit.reference.reference_set import Entry, ReferenceSet, open_embedders
+from audit.reference.manifest import LOCK, MANIFEST, PUBLISHED, Manifest, Published
+from audit.reference.reference_set import Entry, ReferenceSet
 from audit.reference.segments import embedded
-from audit.reference.upkeep import Progress
+from audit.reference.settling import Progress
 
 PREFIX, TABLE = "lancedb:", "reference"
 #: Rows that are sent at once, and numbers of rows in one condition.
@@ -208,7 +199,7 @@ def publish(
         database: "lancedb:" and a URI that LanceDB takes. Credentials are in the environment, as the object store or
             LanceDB wants them, and never in it.
         table: in the database. Nothing else may use it.
-        progress: see `audit.reference.upkeep.Progress`.
+        progress: see `audit.reference.settling.Progress`.
 
     Raises:
         InvalidInput: the set has no embedder, the database is none or names credentials, or something else is in the

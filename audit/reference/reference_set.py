@@ -6,9 +6,6 @@ FAISS indexes whose candidates are compared exactly (`audit.reference.manifest` 
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,30 +15,18 @@ from typing import Any
 import faiss
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from torch import Tensor
 
 from audit.errors import AuditError, BrokenReference, InvalidInput
 from audit.model.memory import in_halves
 from audit.reference.clip import ClipEmbedder
-from audit.reference.embedder import Embedder, Opener, open_embedder, with_path
-from audit.reference.images import in_chunks, low_frequencies, pixel_vectors, read_image, read_images, to_float
+from audit.reference.embedder import Embedder, Opener, open_embedder, open_embedders, relative_model
+from audit.reference.folder import broken, check, format_of, publish, read_manifest, writing
+from audit.reference.images import in_chunks, low_frequencies, pixel_vectors, read_image, to_float
 from audit.reference.index import CANDIDATES, Index, nearest_rows
-from audit.reference.manifest import (
-    MANIFEST,
-    PUBLISHED,
-    REMOVED,
-    ROWS,
-    EmbedderInfo,
-    Manifest,
-    broken,
-    check,
-    format_of,
-    publish,
-    read_manifest,
-    writing,
-)
+from audit.reference.manifest import PUBLISHED, EmbedderInfo, Manifest
+from audit.reference.removed import kept_rows, removed_rows
 from audit.reference.segments import (
     PIXELS,
     Segment,
@@ -49,6 +34,7 @@ from audit.reference.segments import (
     embedded,
     metadata_table,
     open_segment,
+    set_digest,
     write_segment,
 )
 
@@ -182,10 +168,7 @@ class ReferenceSet:
             NotFound: there is no reference set there.
             BrokenReference: it is damaged, of another format, or an embedder has other weights now.
         """
-        found = format_of(folder)
-        if found == 1:
-            return cls._load_first(folder)
-        if found == PUBLISHED:
+        if format_of(folder) == PUBLISHED:
             from audit.reference.published import PublishedSet  # which is a reference set itself
 
             return PublishedSet(folder, models=models, opener=opener)
@@ -215,30 +198,6 @@ class ReferenceSet:
         segments = [open_segment(folder, info, manifest) for info in manifest.segments]
         opened._open(folder, manifest, segments, embedders)
         return opened
-
-    @classmethod
-    def _load_first(cls, folder: Path) -> ReferenceSet:
-        """A folder of format 1: images.npz, and clip.npy where there is an embedder."""
-        try:
-            description = json.loads((folder / MANIFEST).read_text())
-            images, captions = read_images(folder / "images.npz")
-            complete, embedder, embeddings = bool(description["complete"]), None, None
-            content = hashlib.sha256(np.ascontiguousarray(images).data)
-            content.update(f"{images.shape} complete={complete}".encode())
-            if description["digest"] != f"sha256:{content.hexdigest()}":
-                raise ValueError("images.npz has changed since it was built")
-            if "clip" in description:
-                embedder = open_embedder(with_path(description["clip"]["model"], lambda path: _below(folder, path)))
-                embeddings = np.load(folder / "clip.npy", allow_pickle=False)
-                if embeddings.dtype != np.float16 or embeddings.ndim != 2 or len(embeddings) != len(images):
-                    raise ValueError("clip.npy does not match images.npz")
-                if embedder.digest != description["clip"]["digest"]:
-                    raise ValueError("its CLIP model has other weights than the ones it was built with")
-            return cls(
-                description["name"], images, captions, complete=complete, embedder=embedder, embeddings=embeddings
-            )
-        except (AuditError, AttributeError, EOFError, KeyError, TypeError, ValueError, OSError) as error:
-            raise broken(folder, error) from error
 
     def save(self, folder: Path) -> None:
         """Write a set that lives in memory to a folder; whole or not at all. Another set is replaced.
@@ -498,65 +457,6 @@ class ReferenceSet:
     @cached_property
     def _flat(self) -> dict[int, Any]:
         return {}
-
-
-def set_digest(digests: Iterable[NDArray[np.uint8]], complete: bool) -> str:
-    """Identity of contents in order, and of completeness."""
-    content = hashlib.sha256()
-    for part in digests:
-        content.update(np.ascontiguousarray(part).data)
-    content.update(f"complete={complete}".encode())
-    return f"sha256:{content.hexdigest()}"
-
-
-def removed_rows(folder: Path | None, manifest: Manifest) -> pa.Table:
-    """Rows that do not count, in order, and which row each is the same as; null where it was taken out."""
-    if folder is None or manifest.removed is None:
-        return pa.schema([("row", pa.int64()), ("same_as", pa.int64()), ("similarity", pa.float32())]).empty_table()
-    return pq.read_table(folder / REMOVED / manifest.removed[0] / ROWS, partitioning=None)
-
-
-def kept_rows(rows: NDArray[np.int64], gone: pa.Table) -> NDArray[np.int64]:
-    """The rows that count in the place of others; -1 where none does.
-
-    Args:
-        rows: any.
-        gone: from `removed_rows`.
-    """
-    removed, same = gone["row"].to_numpy(), gone["same_as"].fill_null(-1).to_numpy()
-    found = rows.copy()
-    while len(removed):
-        place = np.minimum(np.searchsorted(removed, found), len(removed) - 1)
-        hit = removed[place] == found
-        if not hit.any():
-            break
-        found[hit] = same[place[hit]]
-    return found
-
-
-def relative_model(model: str, folder: Path) -> str:
-    """The name of a model whose files are found from a set's folder, so that the two can move together."""
-    return with_path(model, lambda path: os.path.relpath(path, folder))
-
-
-def _below(folder: Path, path: str) -> str:
-    return os.path.normpath(folder / path)
-
-
-def open_embedders(folder: Path, infos: Sequence[EmbedderInfo], opener: Opener) -> list[Embedder]:
-    """The embedders of a set.
-
-    Raises:
-        ValueError: one has other weights than the set was built with.
-        NotFound, BrokenReference: as `audit.reference.embedder.open_embedder`.
-    """
-    found = []
-    for info in infos:
-        embedder = opener(with_path(info.model, lambda path: _below(folder, path)))
-        if embedder.digest != info.digest:
-            raise ValueError("its embedder has other weights than the ones it was built with")
-        found.append(embedder)
-    return found
 
 
 def _image_bytes(segment: Segment) -> int:

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from audit.reference.manifest import SEGMENTS, Manifest, SegmentInfo, new_folder, seal
+from audit.reference.folder import new_folder, seal
+from audit.reference.manifest import SEGMENTS, Manifest, SegmentInfo
 
 #: Rows of Parquet that are read at once to look one up, and how many such groups are remembered.
 GROUP_ROWS, REMEMBERED = 4096, 64
@@ -110,6 +111,15 @@ def content_digest(image: NDArray[np.uint8]) -> bytes:
     content = hashlib.sha256(f"{image.shape}".encode())
     content.update(np.ascontiguousarray(image).data)
     return content.digest()
+
+
+def set_digest(digests: Iterable[NDArray[np.uint8]], complete: bool) -> str:
+    """Identity of contents in order, and of completeness."""
+    content = hashlib.sha256()
+    for part in digests:
+        content.update(np.ascontiguousarray(part).data)
+    content.update(f"complete={complete}".encode())
+    return f"sha256:{content.hexdigest()}"
 
 
 def metadata_table(

@@ -23,7 +23,7 @@ from service.cli.remote_references import add_to, create, delete, list_, search_
 if TYPE_CHECKING:
     from audit.reference.manifest import Manifest
     from audit.reference.reference_set import ReferenceSet
-    from audit.reference.upkeep import Progress
+    from audit.reference.settling import Progress
 
 app = typer.Typer(no_args_is_help=True, help="Make the reference sets that samples are compared with.")
 
@@ -245,12 +245,12 @@ def info(
     output: Annotated[Output, typer.Option("--format")] = Output.TABLE,
 ) -> None:
     """Say what is in a set."""
-    from audit.reference import manifest
+    from audit.reference import folder
     from audit.reference.reference_set import ReferenceSet
 
     opened = ReferenceSet.load(set_, models=False)
     if check and opened.folder is not None:
-        manifest.check(opened.folder, opened.manifest, None)
+        folder.check(opened.folder, opened.manifest, None)
     facts = _facts(opened)
     listed = _left_out(opened) if left_out else []
     if output is Output.JSON:

@@ -23,11 +23,12 @@ from audit.budget import Budget
 from audit.phase.data import load_fashion_mnist
 from audit.reference.build import build
 from audit.reference.clip import ClipEmbedder
+from audit.reference.folder import publish, writing
 from audit.reference.images import in_chunks, low_frequencies, to_float
-from audit.reference.manifest import EmbedderInfo, IndexKind, Manifest, Options, publish, writing
+from audit.reference.manifest import EmbedderInfo, IndexKind, Manifest, Options
 from audit.reference.reference_set import ReferenceSet
 from audit.reference.segments import PIXELS, Segment, content_digest, embedded, metadata_table, write_segment
-from audit.reference.upkeep import SEGMENT_ROWS, settle
+from audit.reference.settling import SEGMENT_ROWS, settle
 from tests.benchmarks.common import checkpoint, reference, truth
 
 SIZES, WIDTH = (10_000, 100_000, 1_000_000), 512

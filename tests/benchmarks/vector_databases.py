@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from audit.bench.markdown import markdown
 from audit.reference.images import in_chunks
 from audit.reference.reference_set import ReferenceSet
-from audit.reference.upkeep import settle
+from audit.reference.settling import settle
 from tests.benchmarks.references import (
     QUERIES,
     SINGLE,

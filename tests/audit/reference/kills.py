@@ -20,8 +20,9 @@ import numpy as np
 
 from audit.errors import NotFound
 from audit.reference import build as building
-from audit.reference import intake, manifest, upkeep
-from audit.reference.manifest import Options, check, read_manifest
+from audit.reference import intake, settling, upkeep
+from audit.reference.folder import check, read_manifest, writing
+from audit.reference.manifest import Options
 
 os_fsync = os.fsync
 #: Where an operation can be killed: before each call of these.
@@ -68,7 +69,7 @@ def state(folder: Path) -> str | None:
 def main() -> None:
     """See above."""
     base = Path(sys.argv[1])
-    intake.SEGMENT_SECONDS, intake.EMBEDDED_ROWS, upkeep.SMALLEST = 0.0, 8, 16
+    intake.SEGMENT_SECONDS, intake.EMBEDDED_ROWS, settling.SMALLEST = 0.0, 8, 16
     draw = np.random.default_rng(0)
     for name, count in (("first", 32), ("second", 16)):
         np.save(base / f"{name}.npy", draw.integers(0, 256, (count, 8, 8), dtype=np.uint8))
@@ -104,7 +105,7 @@ def main() -> None:
                 forked(work)
                 if state(folder) != new:
                     wrong.append(f"step {step}: another state after it was done again")
-            with manifest.writing(folder):
+            with writing(folder):
                 pass
             named = {Path(path).parts[1] for path, _ in read_manifest(folder).files()}
             if named != {path.name for path in folder.glob("*/*")}:

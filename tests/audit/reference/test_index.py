@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from audit.reference import index as module
-from audit.reference import upkeep
+from audit.reference import settling, upkeep
+from audit.reference.folder import publish, read_manifest, writing
 from audit.reference.images import low_frequencies, pixel_vectors
 from audit.reference.index import FLAT_BYTES, Index, choose, count_lists, index_bytes, write_index
-from audit.reference.manifest import EmbedderInfo, IndexKind, Manifest, Options, publish, read_manifest, writing
+from audit.reference.manifest import EmbedderInfo, IndexKind, Manifest, Options
 from audit.reference.reference_set import ReferenceSet
 from audit.reference.segments import Segment, embedded, metadata_table, write_segment
 from tests.mutations import run
@@ -41,7 +42,7 @@ def kept(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """A set of embeddings, two segments, with an index of each kind in two shards."""
     folder = tmp_path_factory.mktemp(request.param) / "set"
     with writing(folder), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(upkeep, "SMALLEST", 100)
+        patch.setattr(settling, "SMALLEST", 100)
         patch.setattr(module, "ROWS", 2000)
         patch.setattr(module, "SHARD_BYTES", 1)
         segments = []
@@ -58,7 +59,7 @@ def kept(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             embedders=[EmbedderInfo(model="none", digest="none", width=WIDTH)],
             segments=segments,
         )
-        publish(folder, upkeep.settle(folder, manifest, 0, lambda *step: None))
+        publish(folder, settling.settle(folder, manifest, 0, lambda *step: None))
     return folder
 
 
@@ -110,7 +111,7 @@ def test_removed_rows_are_never_found(kept: Path) -> None:
     keys = np.delete(np.array([f"k{row}" for row in range(COUNT)]), gone)
     assert [entry.key for entry in left.entries([0, 5, len(left) - 1])] == keys[[0, 5, -1]].tolist()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(upkeep, "SMALLEST", 100)
+        patch.setattr(settling, "SMALLEST", 100)
         compacted = upkeep.compact(kept)
     assert (compacted.digest, compacted.rows) == (left.digest, len(rest))
     assert recall(ReferenceSet.load(kept, models=False), expected) >= 0.95

@@ -19,7 +19,8 @@ from audit.errors import AuditError, BrokenReference, DatabaseAway, InvalidInput
 from audit.model.loading import load_checkpoint
 from audit.reference import published
 from audit.reference.build import add, build
-from audit.reference.manifest import Options, read_manifest
+from audit.reference.folder import read_manifest
+from audit.reference.manifest import Options
 from audit.reference.published import PublishedSet, database_uri, publish
 from audit.reference.reference_set import ReferenceSet
 from audit.reference.upkeep import compact, remove

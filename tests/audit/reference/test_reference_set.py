@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from audit import demo
 from audit.errors import BrokenReference, InvalidInput, NotFound
 from audit.reference.clip import ClipEmbedder
-from audit.reference.manifest import read_manifest
+from audit.reference.folder import read_manifest
 from audit.reference.reference_set import ReferenceSet
 from tests.mutations import reconfigured, run
 
@@ -244,34 +244,6 @@ def test_damaged_manifests_never_raise_anything_else(
     (folder / "reference.json").write_text(json.dumps({**changed, "checksum": checksum}))
     with contextlib.suppress(BrokenReference):
         assert read_manifest(folder).format == 2
-
-
-@pytest.mark.parametrize("clip", [True, False])
-def test_folders_of_the_first_format_are_read(
-    tmp_path: Path, images: np.ndarray, embedder: ClipEmbedder, clip: bool
-) -> None:
-    """images.npz and clip.npy beside a description make the set that they were saved from."""
-    folder = tmp_path / "old"
-    folder.mkdir()
-    made = make(images[:9], embedder=embedder if clip else None)
-    np.savez_compressed(folder / "images.npz", images=made.images, captions=np.array(made.captions))
-    content = hashlib.sha256(np.ascontiguousarray(made.images).data)
-    content.update(f"{made.images.shape} complete=True".encode())
-    description = {"format": 1, "name": "made", "complete": True, "count": 9, "digest": f"sha256:{content.hexdigest()}"}
-    if clip:
-        np.save(folder / "clip.npy", made.segments[0].vectors["embedded-0.npy"])
-        model = f"local-dir:{os.path.relpath(demo.CLIP, folder)}"
-        description["clip"] = {"model": model, "digest": embedder.digest}
-    (folder / "reference.json").write_text(json.dumps(description))
-
-    loaded = ReferenceSet.load(folder)
-
-    assert (loaded.name, loaded.digest, loaded.captions) == ("made", made.digest, made.captions)
-    found = loaded.search_embedded(loaded.reference_images([4]), 1)
-    assert found[1].tolist() == [[4]] if clip and found is not None else found is None
-    _cut(folder / "images.npz")
-    with pytest.raises(BrokenReference):
-        ReferenceSet.load(folder)
 
 
 def test_other_weights_of_the_embedder_are_noticed(tmp_path: Path, images: np.ndarray) -> None:
