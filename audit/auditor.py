@@ -353,14 +353,13 @@ class Auditor(Inputs):
         if neighbors.clip_index is not None:
             near |= {int(i) for i in neighbors.clip_index}
         indices = sorted(near)
-        entries = dict(zip(indices, self.reference.entries(indices), strict=True))
         pictures = {i: self.reference.picture(i) for i in indices} if include_images else {}
         return ReferenceUsed(
             name=self.reference.name,
             digest=self.reference.digest,
             size=len(self.reference),
             complete=self.reference.complete,
-            captions={i: entry.caption for i, entry in entries.items()},
+            entries=dict(zip(indices, self.reference.entries(indices), strict=True)),
             images={i: picture for i, picture in pictures.items() if picture is not None},
             embedder_digest="" if self.reference.embedder is None else self.reference.embedder.digest,
         )

@@ -13,6 +13,7 @@ from audit.evidence.explanation import Explanation
 from audit.evidence.gathered import Evidence
 from audit.model.checkpoint import Gap
 from audit.model.sampling import SamplerSettings
+from audit.reference.reference_set import Entry
 from audit.verdict.calibration import Calibration
 from audit.verdict.decision import Decision
 
@@ -59,7 +60,7 @@ class ReferenceUsed:
         digest: of its images.
         size: number of its images.
         complete: whether it is the whole training set.
-        captions: of the images that were anybody's nearest, by index.
+        entries: what is known of the images that were anybody's nearest, by index.
         images: those images, or their thumbnails where the set has no more, uint8 (height, width, channels), by index;
             empty unless asked for.
         embedder_digest: of the model that searched it by embedding; "" for none.
@@ -69,7 +70,7 @@ class ReferenceUsed:
     digest: str
     size: int
     complete: bool
-    captions: dict[int, str]
+    entries: dict[int, Entry]
     images: dict[int, NDArray[np.uint8]]
     embedder_digest: str
 

@@ -198,7 +198,7 @@ def _mode_block(sheet: _Sheet, mode: report_pb2.Mode) -> Image.Image:
         colour = COLOURS["memorized"] if copy else INK
         draw.text((text, 33), "copy" if copy else "not a copy", colour, _font(15, bold=True), anchor="lm")
         draw.text((text, 51), f"distance {neighbor.distance:.2f}", INK, _font(14), anchor="lm")
-        caption = neighbor.caption or f"image {neighbor.index}"
+        caption = neighbor.caption or neighbor.key
         for row, line in enumerate(_wrap(caption, _font(12), WIDTH - text, 2)):
             draw.text((text, 68 + 15 * row), line, FAINT, _font(12), anchor="lm")
     return block

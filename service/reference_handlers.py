@@ -302,6 +302,8 @@ def search(
                     index=index,
                     key=entry.key,
                     caption=entry.caption,
+                    url=entry.url,
+                    copies=entry.copies,
                     original_distance=distance,
                     image=None if shown is None else picture(shown),
                 )
@@ -311,7 +313,7 @@ def search(
         near = embedded
     similarities, indices = (found[0].tolist() for found in near)
     for similarity, index, entry in zip(similarities, indices, reference.entries(indices), strict=True):
-        response.clip.add(index=index, key=entry.key, caption=entry.caption, similarity=similarity)
+        response.clip.add(index=index, key=entry.key, caption=entry.caption, url=entry.url, similarity=similarity)
     return response
 
 

@@ -45,9 +45,9 @@ def without_images(report: report_pb2.Report) -> report_pb2.Report:
 
 
 def without_texts(report: report_pb2.Report) -> report_pb2.Report:
-    """A copy of a report that leaves the prompt out, and the captions of reference images.
+    """A copy of a report that leaves the prompt out, and what reference images are called.
 
-    The caption of an image that is recalled is most often the prompt itself.
+    The caption of an image that is recalled is most often the prompt itself, and names of files tell as much.
     """
     copy = report_pb2.Report()
     copy.CopyFrom(report)
@@ -57,11 +57,16 @@ def without_texts(report: report_pb2.Report) -> report_pb2.Report:
     for sample in copy.samples:
         for name in ("nearest_reference", "nearest_clip"):
             if sample.HasField(name):
-                getattr(sample, name).ClearField("caption")
+                _unname(getattr(sample, name))
     for mode in copy.stability.modes:
         if mode.HasField("nearest_reference"):
-            mode.nearest_reference.ClearField("caption")
+            _unname(mode.nearest_reference)
     return copy
+
+
+def _unname(neighbor: report_pb2.Neighbor | report_pb2.ClipNeighbor) -> None:
+    for text in ("caption", "key", "url"):
+        neighbor.ClearField(text)
 
 
 def confidence(report: report_pb2.Report | audit_pb2.InspectImageResponse) -> str:

@@ -257,9 +257,13 @@ def _neighbor(
     if neighbors is None or reference is None or not neighbors.compared:
         return None
     found = int(neighbors.index[index])
+    entry = reference.entries[found]
     return report_pb2.Neighbor(
         index=found,
-        caption=reference.captions[found],
+        key=entry.key,
+        caption=entry.caption,
+        url=entry.url,
+        copies=entry.copies,
         distance=neighbors.distance[index],
         original_distance=neighbors.original_distance[index],
         image=None if pictures is None else pictures.reference(found),
@@ -272,8 +276,13 @@ def _clip_neighbor(
     if reference is None or neighbors is None or neighbors.clip_index is None or neighbors.clip_similarity is None:
         return None
     found = int(neighbors.clip_index[index])
+    entry = reference.entries[found]
     return report_pb2.ClipNeighbor(
-        index=found, caption=reference.captions[found], similarity=neighbors.clip_similarity[index]
+        index=found,
+        key=entry.key,
+        caption=entry.caption,
+        url=entry.url,
+        similarity=neighbors.clip_similarity[index],
     )
 
 

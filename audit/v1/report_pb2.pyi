@@ -184,32 +184,38 @@ class Mode(_message.Message):
     def __init__(self, seeds: _Optional[_Iterable[int]] = ..., share: _Optional[float] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., nearest_reference: _Optional[_Union[Neighbor, _Mapping]] = ...) -> None: ...
 
 class Neighbor(_message.Message):
-    __slots__ = ("index", "caption", "distance", "original_distance", "image", "key")
+    __slots__ = ("index", "caption", "distance", "original_distance", "image", "key", "url", "copies")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     CAPTION_FIELD_NUMBER: _ClassVar[int]
     DISTANCE_FIELD_NUMBER: _ClassVar[int]
     ORIGINAL_DISTANCE_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
+    URL_FIELD_NUMBER: _ClassVar[int]
+    COPIES_FIELD_NUMBER: _ClassVar[int]
     index: int
     caption: str
     distance: float
     original_distance: float
     image: Image
     key: str
-    def __init__(self, index: _Optional[int] = ..., caption: _Optional[str] = ..., distance: _Optional[float] = ..., original_distance: _Optional[float] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., key: _Optional[str] = ...) -> None: ...
+    url: str
+    copies: int
+    def __init__(self, index: _Optional[int] = ..., caption: _Optional[str] = ..., distance: _Optional[float] = ..., original_distance: _Optional[float] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., key: _Optional[str] = ..., url: _Optional[str] = ..., copies: _Optional[int] = ...) -> None: ...
 
 class ClipNeighbor(_message.Message):
-    __slots__ = ("index", "caption", "similarity", "key")
+    __slots__ = ("index", "caption", "similarity", "key", "url")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     CAPTION_FIELD_NUMBER: _ClassVar[int]
     SIMILARITY_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
+    URL_FIELD_NUMBER: _ClassVar[int]
     index: int
     caption: str
     similarity: float
     key: str
-    def __init__(self, index: _Optional[int] = ..., caption: _Optional[str] = ..., similarity: _Optional[float] = ..., key: _Optional[str] = ...) -> None: ...
+    url: str
+    def __init__(self, index: _Optional[int] = ..., caption: _Optional[str] = ..., similarity: _Optional[float] = ..., key: _Optional[str] = ..., url: _Optional[str] = ...) -> None: ...
 
 class SampleEvidence(_message.Message):
     __slots__ = ("seed", "verdict", "mode", "nearest_reference", "nearest_clip", "nearest_sample_seed", "nearest_sample_distance", "image")

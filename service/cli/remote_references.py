@@ -126,11 +126,11 @@ def search_in(server: str, name: str, image: Path | None, prompt: str, limit: in
         found = client.search_reference(name, content, prompt=prompt, limit=limit)
     rows: list[dict[str, object]] = [
         {"by": "pixels", "index": hit.index, "distance": round(hit.original_distance, 4), "key": hit.key,
-         "caption": hit.caption} for hit in found.pixel
+         "caption": hit.caption, "url": hit.url, "copies": hit.copies} for hit in found.pixel
     ]  # fmt: skip
     rows += [
         {"by": "clip", "index": hit.index, "similarity": round(hit.similarity, 4), "key": hit.key,
-         "caption": hit.caption} for hit in found.clip
+         "caption": hit.caption, "url": hit.url} for hit in found.clip
     ]  # fmt: skip
     return rows
 

@@ -127,7 +127,9 @@ def _modes(report: report_pb2.Report) -> list[dict[str, Any]]:
                 "sample": _picture(central.image),
                 "met": central.nearest_sample_distance,
                 "near": near if searched else None,
+                "name": visible(near.key) or str(near.index),
                 "caption": visible(near.caption),
+                "url": visible(near.url),
                 "reference": _picture(near.image),
                 "is_copy": searched and near.distance <= report.subject.calibration.delta_m,
             }

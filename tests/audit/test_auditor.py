@@ -211,7 +211,7 @@ def test_reports_are_complete(auditor: Auditor, checkpoint: Checkpoint) -> None:
     assert report.reference.embedder_digest.startswith("sha256:")
     assert seen.neighbors.clip_index is not None
     near = {*seen.neighbors.index.tolist(), *seen.neighbors.clip_index.tolist()}
-    assert report.reference.captions.keys() == report.reference.images.keys() == near
+    assert report.reference.entries.keys() == report.reference.images.keys() == near
     assert report.images is not None
     assert report.images.shape == (4, 32, 32, 1)
     assert report.images.dtype == np.uint8
@@ -228,7 +228,7 @@ def test_reports_are_complete(auditor: Auditor, checkpoint: Checkpoint) -> None:
     assert plain.images is None
     assert plain.reference is not None
     assert plain.reference.images == {}
-    assert plain.reference.captions == report.reference.captions
+    assert plain.reference.entries == report.reference.entries
 
 
 def test_without_a_reference_set_nothing_is_compared(checkpoint: Checkpoint) -> None:

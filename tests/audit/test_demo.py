@@ -108,7 +108,7 @@ def test_trained_one_image_is_audited_as_memorized(auditor: Auditor) -> None:
     neighbors = report.evidence.neighbors
     assert neighbors is not None
     assert report.reference is not None
-    nearest = report.reference.captions[int(neighbors.index[neighbors.distance.argmin()])]
+    nearest = report.reference.entries[int(neighbors.index[neighbors.distance.argmin()])].caption
     assert nearest == row.prompt
 
 

@@ -169,7 +169,7 @@ def test_a_training_image_is_memorized_under_its_prompt(auditor: Auditor, refere
     assert found.neighbors.distance[0] < 0.01
     assert found.neighbors.original_distance[0] == 0
     assert found.reference is not None
-    assert found.reference.captions[index] == caption(1)
+    assert found.reference.entries[index].caption == caption(1)
     assert found.basin.critical_time > 800
     assert (found.draw_distance < found.delta_s).all()
     assert found.smoothed.values.mean() > 0.97

@@ -12,6 +12,7 @@ NAMES = (
     "verdicts",
     "curvature",
     "attribution",
+    "copied_regions",
     "overhead",
     "concurrency",
     "memory",

@@ -56,10 +56,14 @@ def test_a_long_prompt_takes_what_its_words_take(launch: Callable[..., Client], 
 
 
 def test_a_report_without_texts_has_no_words(client: Client, prompts: list[str]) -> None:
-    """They are the prompt; the map stays, also where pictures go."""
-    report = client.audit(small(prompts[0], explain=True))
+    """They are the prompt, like the names of images; the map stays, also where pictures go."""
+    report = client.audit(small(prompts[0], explain=True, reference="demo"))
     bare = without_texts(without_images(report))
     assert not bare.explanation.words
+    assert report.samples[0].nearest_reference.key
+    assert report.samples[0].nearest_clip.caption
+    for near in (bare.samples[0].nearest_reference, bare.samples[0].nearest_clip):
+        assert not near.key + near.caption + near.url
     assert bare.explanation.map == report.explanation.map
     assert not without_texts(client.audit(small(prompts[0]))).HasField("explanation")
 

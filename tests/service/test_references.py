@@ -66,7 +66,8 @@ def test_search_finds_the_image_itself(client: Client, reference: ReferenceSet, 
     found = _search(client, image=_encoded(reference.images[17][..., 0], file_format), limit=3, include_images=True)
     first = found.pixel[0]
     assert np.array_equal(reference.images[first.index], reference.images[17])
-    assert first.caption == reference.captions[first.index]
+    (entry,) = reference.entries([first.index])
+    assert (first.key, first.caption, first.url, first.copies) == (entry.key, entry.caption, entry.url, entry.copies)
     assert not first.HasField("distance")
     assert first.image.png == encode_png(reference.images[17])
     assert len(found.pixel) == len(found.clip) == 3

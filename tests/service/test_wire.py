@@ -53,13 +53,13 @@ def _empty(message: object, path: str = "") -> list[str]:
 def test_every_field_is_filled(report: Report) -> None:
     """A report with everything leaves no field of its message empty, but for a mode's index and the copies' counts.
 
-    Of this checkpoint no evidence is missing, and its guidance is not embedded. Keys are for searches.
+    Of this checkpoint no evidence is missing, and its guidance is not embedded. The images came from no URL.
     """
     empty = set(_empty(wire.report_to_proto(report)))
     assert empty <= {
         "samples.mode", "copies.found", "copies.distinct_references", "subject.calibration.digest", "gaps",
-        "subject.sampler.embedded", "samples.nearest_reference.key", "samples.nearest_clip.key",
-        "stability.modes.nearest_reference.key",
+        "subject.sampler.embedded", "samples.nearest_reference.url", "samples.nearest_clip.url",
+        "stability.modes.nearest_reference.url",
     }  # fmt: skip
 
 

@@ -222,8 +222,10 @@ def test_an_audit_against_a_set_without_images_says_so(
     assert report.decision.reasons[0].startswith("The reference set keeps no images")
     assert report.decision.reasons[1].startswith("By embedding, the most similar image")
     assert report.reference is not None
-    assert report.reference.captions.keys() == report.reference.images.keys()
+    assert report.reference.entries.keys() == report.reference.images.keys()
     assert {image.shape for image in report.reference.images.values()} == {(16, 16, 1)}
     message = report_to_proto(report)
     assert not message.samples[0].HasField("nearest_reference")
-    assert message.samples[0].HasField("nearest_clip")
+    near = message.samples[0].nearest_clip
+    (entry,) = bare.entries([near.index])
+    assert (near.key, near.caption, near.url) == (entry.key, entry.caption, entry.url) == (entry.key, "", "")
