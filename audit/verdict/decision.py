@@ -33,7 +33,7 @@ from audit.verdict.rule import CLASSES, PhaseClass, classify_samples
 
 #: Version of the way from evidence to verdict. Raised whenever the same evidence would give another answer, so that
 #: no kept answer is served any more.
-ALGORITHM = 3
+ALGORITHM = 4
 #: Probability that each interval holds the true fraction.
 INTERVAL_LEVEL = 0.9
 #: A verdict of less confidence is reported as not decided.

@@ -1,7 +1,7 @@
 """What decides: a few numbers from the evidence, each of which rises with recall, comparable across checkpoints.
 
-    contrast_early, contrast_late   log ‖ε_Δ‖ on pure noise at the two levels of `audit.evidence.screening`, in standard
-                                    deviations from the mean of ordinary prompts
+    contrast_early, contrast_late   log ‖ε_Δ‖ on pure noise at the two levels of `audit.evidence.screening`, over the
+                                    mean of ordinary prompts
     trace_near, trace_far           the smoothed trace at the two levels of `NOISE_LEVELS`, on a scale where 0 is
                                     ordinary and 1 an isolated stored point
     closeness                       −log of the median distance to the nearest other sample, in units of δ_s
@@ -33,7 +33,7 @@ TRACES = ("trace_near", "trace_far")
 MEETINGS = ("closeness", "meeting")
 #: Where an estimator may weigh more of a feature otherwise than less of it.
 KNOTS = (
-    dict.fromkeys(CONTRASTS, (0.0, 2.0, 5.0))
+    dict.fromkeys(CONTRASTS, (0.0, 0.5, 1.0))
     | dict.fromkeys(TRACES, (0.0, 0.2, 0.5))
     | {"closeness": (-0.5, 0.0), "meeting": (-4.0, -2.0)}
 )
@@ -81,8 +81,9 @@ def normalise(measured: Mapping[str, float], ordinary: Mapping[str, Ordinary]) -
         usual = ordinary.get(name)
         if usual is None:
             continue
-        # Bounded: neither prompts that are all alike nor a checkpoint that only copies may divide by nothing.
-        scale = max(usual.spread, 1e-3) if name in CONTRASTS else max(1.0 - usual.mean, 0.1)
+        # How much ordinary prompts differ among themselves is no scale: it varies more from checkpoint to checkpoint
+        # than what recall adds. A checkpoint that only copies may not divide by nothing.
+        scale = 1.0 if name in CONTRASTS else max(1.0 - usual.mean, 0.1)
         found[name] = min(max((value - usual.mean) / scale, -20.0), 20.0)
     return found
 

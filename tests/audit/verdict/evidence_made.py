@@ -23,8 +23,8 @@ CONTRAST, TRACE = 0.1, 0.6
 
 #: By feature: center, spread, weight for what recurs, weight for what is copied.
 _SCALES = {
-    "contrast_early": (2.0, 2.0, 0.3, 0.4),
-    "contrast_late": (2.0, 2.0, 0.5, 0.4),
+    "contrast_early": (0.4, 0.4, 0.3, 0.4),
+    "contrast_late": (0.4, 0.4, 0.5, 0.4),
     "trace_near": (0.4, 0.4, 0.5, 0.6),
     "trace_far": (0.4, 0.4, 0.5, 0.6),
     "closeness": (0.0, 1.0, 1.0, 0.5),

@@ -40,12 +40,12 @@ def test_a_prompt_that_changes_nothing_is_measured() -> None:
 def test_ordinary_becomes_zero_and_an_isolated_point_one(means: list[float], spread: float) -> None:
     """A prompt that measures what ordinary ones do has features 0; a trace of 1 is 1, whatever the checkpoint.
 
-    A contrast of one standard deviation more is 1, too.
+    A contrast is 1 where it is e times the ordinary one.
     """
     usual = {name: Ordinary(mean=mean, spread=spread) for name, mean in zip((*CONTRASTS, *TRACES), means, strict=True)}
     middle = {name: one.mean for name, one in usual.items()}
     assert normalise(middle, usual) == dict.fromkeys(usual, 0.0)
-    isolated = {name: usual[name].mean + spread for name in CONTRASTS} | dict.fromkeys(TRACES, 1.0)
+    isolated = {name: usual[name].mean + 1 for name in CONTRASTS} | dict.fromkeys(TRACES, 1.0)
     assert normalise(isolated, usual) == pytest.approx(dict.fromkeys(usual, 1.0))
 
 
