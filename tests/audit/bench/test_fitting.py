@@ -24,7 +24,7 @@ from audit.verdict.features import CONTRASTS, MEETINGS, TRACED, TRACES, measurem
 SAMPLES = 512
 NAMES = ("contrast_late", "trace_far", "closeness")
 #: Center and spread of the planted features.
-SCALES = {"contrast_late": (3.0, 4.0), "trace_far": (0.4, 0.3), "closeness": (-0.5, 1.0)}
+SCALES = {"contrast_late": (0.6, 0.8), "trace_far": (0.4, 0.3), "closeness": (-0.5, 1.0)}
 WEIGHTS = {"contrast_late": 0.5, "trace_far": 1.0, "closeness": 2.0}
 
 
@@ -62,12 +62,12 @@ def test_a_planted_relation_is_recovered() -> None:
 def test_a_relation_that_saturates_is_recovered() -> None:
     """A feature that says no more beyond a knot rises before it and hardly after it."""
     rng = np.random.default_rng(0)
-    values = rng.uniform(-2, 10, 600)
-    mean = expit(-2 + 2 * np.clip(values, 0, 2))
+    values = rng.uniform(-0.5, 2.5, 600)
+    mean = expit(-2 + 8 * np.clip(values, 0, 0.5))
     counts = rng.binomial(SAMPLES, rng.beta(20 * mean, 20 * (1 - mean))).astype(float)
     features = [{"contrast_late": float(value)} for value in values]
     fitted = fit_share(features, counts, totals(counts), ("contrast_late",))
-    for value, share in ((-1.0, expit(-2)), (1.0, 0.5), (3.0, expit(2)), (9.0, expit(2))):
+    for value, share in ((-0.25, expit(-2)), (0.25, 0.5), (0.75, expit(2)), (2.2, expit(2))):
         assert fitted.predict({"contrast_late": value}) == pytest.approx(share, abs=0.06)
 
 
