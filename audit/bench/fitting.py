@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import betaln, expit
+from scipy.stats import beta
 
 from audit.auditor import Auditor
-from audit.bench.truth import TruthRow
+from audit.bench.markdown import markdown
+from audit.bench.truth import DOMINANCE, TruthRow
 from audit.verdict.estimators import Estimators, Look, ShareEstimator, segments
 from audit.verdict.features import CONTRASTS, KNOTS, MEETINGS, TRACED, TRACES, measurements, meetings, normalise
 from audit.verdict.rule import DEFINITION_SAMPLES
@@ -94,6 +96,40 @@ def fit_estimators(examples: Sequence[Example], *, source: str) -> Estimators:
     return Estimators(looks=tuple(looks), definition_samples=DEFINITION_SAMPLES, source=source)
 
 
+def carried_over(ladders: Mapping[str, Sequence[Example]]) -> str:
+    """How estimators that were fitted to the other ladders do on each: what to expect of a checkpoint of one's own.
+
+    Args:
+        ladders: examples by ladder, of two ladders at least.
+
+    Returns:
+        A Markdown table: by ladder and look, how often the larger share is told, and how sure of it the estimator is.
+    """
+    rows = []
+    for name, own in ladders.items():
+        others = [example for other, examples in ladders.items() if other != name for example in examples]
+        fitted = fit_estimators(others, source="")
+        for index, look in enumerate(fitted.looks):
+            recurring = _told(look.recurring, index, [(one, one.memorized + one.spurious) for one in own])
+            recur = [one for one in own if one.memorized + one.spurious >= DOMINANCE]
+            copied = _told(look.copied, index, [(one, one.memorized / (one.memorized + one.spurious)) for one in recur])
+            rows.append([name, str(look.seeds), *recurring, *copied])
+    header = ["left out", "seeds", "recurring: right", "sure", "of these copied: right", "sure"]
+    return markdown(header, rows)
+
+
+def _told(estimator: ShareEstimator, look: int, examples: Sequence[tuple[Example, float]]) -> tuple[str, str]:
+    """How often it is right about which share is larger, where one dominates; and its mean probability for that."""
+    clear = [(one, share) for one, share in examples if max(share, 1 - share) >= DOMINANCE]
+    chances, right = [], []
+    for one, share in clear:
+        mean, concentration = estimator.distribution(one.features[look])
+        chance = float(beta.sf(0.5, concentration * mean, concentration * (1 - mean)))
+        chances.append(max(chance, 1 - chance))
+        right.append((chance > 0.5) == (share > 0.5))
+    return (f"{np.mean(right):.3f}", f"{np.mean(chances):.3f}") if clear else ("", "")
+
+
 def fit_share(
     features: Sequence[dict[str, float]],
     counts: NDArray[np.float64],
@@ -121,12 +157,13 @@ def fit_share(
     def loss(parameters: NDArray[np.float64]) -> float:
         intercept, log_concentration, *weights = parameters
         mean = np.clip(expit(intercept + z @ np.asarray(weights)), 1e-6, 1 - 1e-6)
-        a, b = np.exp(log_concentration) * mean, np.exp(log_concentration) * (1 - mean)
+        concentration = _concentration(log_concentration)
+        a, b = concentration * mean, concentration * (1 - mean)
         likelihood = betaln(count + a, total - count + b) - betaln(a, b)
         return float(-(weight * likelihood).sum() / max(weight.sum(), 1e-9) + RIDGE * np.square(weights).sum())
 
     start = np.concatenate([[0.0, np.log(10.0)], np.full(x.shape[1], 0.3)])
-    bounds = [(-20, 20), (np.log(1.0), np.log(500.0)), *[(0.0, 20.0)] * x.shape[1]]
+    bounds = [(-20, 20), (None, None), *[(0.0, 20.0)] * x.shape[1]]
     best = minimize(loss, start, method="L-BFGS-B", bounds=bounds).x
     slopes = np.split(best[2:] / spread, np.cumsum([part.shape[1] for part in parts])[:-1]) if parts else []
     curves = [part @ own for part, own in zip(parts, slopes, strict=True)]
@@ -137,5 +174,10 @@ def fit_share(
         center=tuple(float(curve.mean()) for curve in curves),
         spread=tuple(float(curve.std()) for curve in curves),
         intercept=float(best[0]),
-        concentration=float(np.exp(best[1])),
+        concentration=_concentration(best[1]),
     )
+
+
+def _concentration(logarithm: float) -> float:
+    """Within [1, 500]; a bound of the optimizer's own would be overstepped by rounding, which scipy refuses."""
+    return float(np.exp(min(max(logarithm, 0.0), np.log(500.0))))

@@ -121,15 +121,22 @@ def _public(
 
 
 def _fit(ladders: list[TrainedLadder], out: Path) -> None:
-    from audit.bench.fitting import fit_estimators, measure_examples
+    from audit.bench.fitting import carried_over, fit_estimators, measure_examples
 
-    examples, told = [], []
+    examples, told = {}, []
     with progress_bar() as bar:
         for one in ladders:
             rows = one.split("tuning")
             task = bar.add_task(one.name, total=len(rows), note="")
-            examples += measure_examples(one.auditor(), rows, on_prompt=lambda task=task: bar.advance(task))  # type: ignore[misc]
+            examples[one.name] = measure_examples(
+                one.auditor(),
+                rows,
+                on_prompt=lambda task=task: bar.advance(task),  # type: ignore[misc]
+            )
             told.append(f"{one.name} ({len(rows)} captions)")
-    found = fit_estimators(examples, source=f"the tuning captions of the ladders {', '.join(told)}")
+    everything = [example for own in examples.values() for example in own]
+    found = fit_estimators(everything, source=f"the tuning captions of the ladders {', '.join(told)}")
     out.write_text(found.model_dump_json(indent=1) + "\n")
+    if len(examples) > 1:
+        print(f"Fitted to the other ladders, on each:\n\n{carried_over(examples)}")
     messages().print(f"The estimators are in {out}.", markup=False)

@@ -14,7 +14,16 @@ from scipy.special import expit
 
 from audit import demo
 from audit.auditor import Auditor
-from audit.bench.fitting import FITTING_SEED, LOOKS, Example, fit_estimators, fit_share, measure_examples, names_of
+from audit.bench.fitting import (
+    FITTING_SEED,
+    LOOKS,
+    Example,
+    carried_over,
+    fit_estimators,
+    fit_share,
+    measure_examples,
+    names_of,
+)
 from audit.bench.truth import load_truth
 from audit.model.checkpoint import Checkpoint
 from audit.reference.reference_set import ReferenceSet
@@ -135,27 +144,47 @@ def test_seeds_bring_features() -> None:
     assert names_of(2) == names_of(32) == FEATURES == CONTRASTS + TRACES + MEETINGS
 
 
+#: What prompts of a trace give: shares of memorized and spurious samples.
+KINDS = {0.0: (0.0, 0.04), 0.5: (0.06, 0.44), 1.0: (0.84, 0.12)}
+
+
+def by_trace(shift: float = 0.0) -> list[Example]:
+    """Prompts whose traces alone tell what they give; on another ladder traces may be shifted."""
+    rng = np.random.default_rng(0)
+    examples = []
+    for trace, (memorized, spurious) in list(KINDS.items()) * 40:
+        values = {name: float(rng.normal(0, 1)) for name in FEATURES}
+        values |= {name: trace + shift + float(rng.normal(0, 0.05)) for name in TRACES}
+        looks = tuple({name: values[name] for name in names_of(seeds)} for seeds in LOOKS)
+        examples.append(Example(looks, memorized, spurious))
+    return examples
+
+
+def test_estimators_are_tried_on_the_ladder_that_they_did_not_see() -> None:
+    """Where ladders are alike they are right; where traces mean something else they are not, and the table says so."""
+    alike, shifted = (carried_over({"one": by_trace(), "other": by_trace(shift)}) for shift in (0.0, -0.9))
+    for table, low, high in ((alike, 0.99, 1.0), (shifted, 0.0, 0.7)):
+        rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+        assert [(name, int(seeds)) for name, seeds, *_ in rows] == [(n, s) for n in ("one", "other") for s in LOOKS]
+        shares = [
+            (float(right), float(sure)) for name, seeds, right, sure, *_ in rows if name == "other" and seeds != "0"
+        ]
+        assert all(low <= right <= high and sure > 0.5 for right, sure in shares)
+
+
 def test_every_look_is_fitted_to_its_own_features() -> None:
     """What recurs is memorized or spurious; what is copied is counted among what recurs.
 
     Prompts of three kinds, told apart by their traces: estimates at every look that has traces are near the truth.
     """
-    kinds = {0.0: (0.0, 0.04), 0.5: (0.06, 0.44), 1.0: (0.84, 0.12)}
-    rng = np.random.default_rng(0)
-    examples = []
-    for trace, (memorized, spurious) in list(kinds.items()) * 40:
-        values = {name: float(rng.normal(0, 1)) for name in FEATURES}
-        values |= {name: trace + float(rng.normal(0, 0.05)) for name in TRACES}
-        looks = tuple({name: values[name] for name in names_of(seeds)} for seeds in LOOKS)
-        examples.append(Example(looks, memorized, spurious))
-    fitted = fit_estimators(examples, source="made by hand")
+    fitted = fit_estimators(by_trace(), source="made by hand")
     assert tuple(look.seeds for look in fitted.looks) == LOOKS
     assert (fitted.definition_samples, fitted.source) == (SAMPLES, "made by hand")
     for look in fitted.looks:
         assert look.recurring.features == look.copied.features == names_of(look.seeds)
         if look.seeds == 0:
             continue
-        for trace, (memorized, spurious) in kinds.items():
+        for trace, (memorized, spurious) in KINDS.items():
             values = dict.fromkeys(FEATURES, 0.0) | dict.fromkeys(TRACES, trace)
             assert look.recurring.predict(values) == pytest.approx(memorized + spurious, abs=0.12)
             if trace:
