@@ -290,17 +290,28 @@ def draw(scored: Sequence[Scored]) -> Figure:
             roc.set_xscale("symlog", linthresh=0.01)
             roc.set_title(f"{one.ladder}: memorized against the rest")
             roc.legend(loc="lower right")
-            for label, colour, marker in (("published", palette.INK, "o"), ("Basin", _OURS[0], "D")):
-                some = [e for e in entries if (e.published if label == "published" else e.ours)]
+            kinds = (
+                ("published", palette.INK, "o", [e for e in entries if e.published]),
+                ("Basin", _OURS[0], "D", [e for e in entries if e.ours]),
+                ("exhaustive", _THEIRS[0], "s", [e for e in entries if not (e.ours or e.published)]),
+            )
+            for label, colour, marker, some in kinds:
+                if not some:
+                    continue  # public lists have no exhaustive protocol
                 cost.scatter(
                     [e.evaluations for e in some], [1 - areas[e.name] for e in some], color=colour, marker=marker,
                     s=22, label=label, alpha=0.8,
                 )  # fmt: skip
+            for entry in (*own, *best):
+                name = entry.name.replace(", n = ", ", ")
+                cost.annotate(
+                    name, (entry.evaluations, 1 - areas[entry.name]), (4, 5), textcoords="offset points", fontsize=7
+                )
             cost.set(xscale="log", xlabel="denoiser evaluations a prompt", ylabel="1 − AUC")
             cost.set_yscale("symlog", linthresh=0.001)
-            cost.invert_yaxis()
+            cost.set_ylim(0.5, -0.0003)
             cost.set_title("what it costs, what it gets (higher is better)")
-            cost.legend(loc="lower right")
+            cost.legend(loc="upper left")
     return figure
 
 

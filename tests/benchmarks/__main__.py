@@ -10,6 +10,7 @@ import service  # noqa: F401 - first of all, for the OpenMP settings that a serv
 
 NAMES = (
     "verdicts",
+    "detection",
     "curvature",
     "attribution",
     "copied_regions",
