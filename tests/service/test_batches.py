@@ -136,7 +136,8 @@ def test_two_checkpoints(batch_client: Client, prompts: list[str]) -> None:
         counted = Counter(batch_pb2.BatchOutcome.Name(one.outcome) for one in own)
         assert {f"BATCH_OUTCOME_{name.upper()}": count for name, count in outcomes.prompts.items()} == counted
     # Two images that count as the same to one calibration do not to the other.
-    assert {one.first.verdict for one in found[:4]} != {one.first.verdict for one in found[4:]}
+    for one, other in zip(found[:4], found[4:], strict=True):
+        assert one.first.probabilities != other.first.probabilities
 
 
 def test_two_names_of_one_checkpoint(batch_client: Client, prompts: list[str]) -> None:
