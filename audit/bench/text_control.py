@@ -46,11 +46,13 @@ def balanced(prompts: Sequence[str], classes: Sequence[str]) -> NDArray[np.bool_
         (n,).
 
     Raises:
-        ValueError: the words tell the classes until one is left with a prompt or none.
+        ValueError: there is one class alone, or the words tell the classes until one is left with a prompt or none.
     """
     words = CountVectorizer(binary=True).fit_transform(prompts).toarray().astype(float)
     names = np.asarray(classes)
     member = names[:, None] == np.unique(names)
+    if member.shape[1] < 2:
+        raise ValueError("one class alone cannot be balanced")
     kept = np.ones(len(prompts), dtype=bool)
     while True:
         chosen = [prompt for prompt, keep in zip(prompts, kept, strict=True) if keep]

@@ -200,10 +200,14 @@ def tabulate(captions: Sequence[Caption], distances: Sequence[Distances], fallba
 def leave_out_telling(truth: Truth) -> Truth:
     """The table with the fewest held-out captions left out that the words of the others tell no class: see `balanced`.
 
-    Chance gives some words to more of the captions that are copied, and a detector could live by them.
+    Chance gives some words to more of the captions that are copied, and a detector could live by them. A table that is
+    too small for that stays as it is; the model card says what words tell.
     """
     classed = [index for index, row in enumerate(truth.rows) if row.split == "held-out" and row.dominant]
-    kept = balanced([truth.rows[i].prompt for i in classed], [truth.rows[i].dominant for i in classed])
+    try:
+        kept = balanced([truth.rows[i].prompt for i in classed], [truth.rows[i].dominant for i in classed])
+    except ValueError:
+        return truth
     gone = {index for index, keep in zip(classed, kept, strict=True) if not keep}
     rows = [replace(row, split="left out") if index in gone else row for index, row in enumerate(truth.rows)]
     return replace(truth, rows=tuple(rows))

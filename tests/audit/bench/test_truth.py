@@ -8,7 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from audit.bench.truth import DOMINANCE, Caption, Distances, load_truth, measure_distances, save_truth, tabulate
+from audit.bench.truth import (
+    DOMINANCE,
+    Caption,
+    Distances,
+    Truth,
+    TruthRow,
+    leave_out_telling,
+    load_truth,
+    measure_distances,
+    save_truth,
+    tabulate,
+)
 from audit.evidence.neighbors import NeighborFinder
 from audit.evidence.stability import measure_stability
 from audit.model.checkpoint import Checkpoint
@@ -89,6 +100,41 @@ def test_without_a_transition_the_fallback_is_used() -> None:
     assert truth.delta_m == 1.25
     assert not truth.valley
     assert {row.dominant for row in truth.rows} == {"generalized"}
+
+
+def row(prompt: str, dominant: str, split: str = "held-out") -> TruthRow:
+    """A prompt of a class."""
+    return TruthRow(
+        prompt,
+        1,
+        split,
+        memorized=float(dominant == "memorized"),
+        spurious=float(dominant == "spurious"),
+        generalized=float(dominant == "generalized"),
+        dominant=dominant,
+        reference_distance=1.0,
+        original_distance=1.0,
+        sample_distance=1.0,
+    )
+
+
+def test_held_out_captions_whose_words_tell_are_left_out() -> None:
+    """Only as many as it takes, of those that have a class; a table too small to be balanced stays as it is."""
+    rng = np.random.default_rng(2)
+    rows = []
+    for index in range(120):
+        own = ["memorized", "generalized"][index % 2]
+        words = [f"word{number}" for number in rng.choice(12, 4)] + ["telling"] * (own == "memorized" and index < 40)
+        rows.append(row(" ".join(words), own))
+    rows += [row("telling word1", ""), row("telling word2", "memorized", "calibrate")]
+    found = leave_out_telling(Truth(tuple(rows), 1.0, 2.0, True))
+    gone = [one for one in found.rows if one.split == "left out"]
+    assert 0 < len(gone) <= 25
+    assert all(one.dominant for one in gone)
+    assert [one.split for one in found.rows[-2:]] == ["held-out", "calibrate"]
+    for few in ([row("a", "memorized"), row("b", "generalized")], [row("a b", "spurious")] * 3, []):
+        small = Truth(tuple(few), 1.0, 2.0, True)
+        assert leave_out_telling(small) == small
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
