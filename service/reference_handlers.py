@@ -28,7 +28,7 @@ from service.status import AlreadyExists, QueueFull, Unsuited
 from service.streams import headed
 from service.threads import lone_threads
 from service.uploads import Upload, check_upload
-from service.wire import picture
+from service.wire import clip_neighbor, neighbor, picture
 
 #: Hits of a search, unless said, and at most.
 DEFAULT_HITS, MAX_HITS = 10, 100
@@ -298,22 +298,14 @@ def search(
             distances, indices = (found[0].tolist() for found in reference.search_pixels(image, limit))
             for distance, index, entry in zip(distances, indices, reference.entries(indices), strict=True):
                 shown = reference.picture(index) if request.include_images else None
-                response.pixel.add(
-                    index=index,
-                    key=entry.key,
-                    caption=entry.caption,
-                    url=entry.url,
-                    copies=entry.copies,
-                    original_distance=distance,
-                    image=None if shown is None else picture(shown),
-                )
+                response.pixel.append(neighbor(index, entry, distance, None if shown is None else picture(shown)))
         embedded = reference.search_embedded(image, limit)
         if embedded is None:
             return response
         near = embedded
     similarities, indices = (found[0].tolist() for found in near)
     for similarity, index, entry in zip(similarities, indices, reference.entries(indices), strict=True):
-        response.clip.add(index=index, key=entry.key, caption=entry.caption, url=entry.url, similarity=similarity)
+        response.clip.append(clip_neighbor(index, entry, similarity))
     return response
 
 

@@ -21,6 +21,7 @@ from audit.inspection import Inspection
 from audit.model.checkpoint import Gap
 from audit.model.sampling import SamplerSettings
 from audit.reference.images import encode_png
+from audit.reference.reference_set import Entry
 from audit.report import Cost, ReferenceUsed, Report
 from audit.v1 import audit_pb2, report_pb2
 from audit.verdict import calibration, decision, features
@@ -250,6 +251,26 @@ def _interval(interval: decision.Interval) -> report_pb2.Interval:
     return report_pb2.Interval(estimate=interval.estimate, lower=interval.lower, upper=interval.upper)
 
 
+def neighbor(index: int, entry: Entry, original_distance: float, image: report_pb2.Image | None) -> report_pb2.Neighbor:
+    """A reference image by what is known of it, and how far it is as it is stored."""
+    return report_pb2.Neighbor(
+        index=index,
+        key=entry.key,
+        caption=entry.caption,
+        url=entry.url,
+        copies=entry.copies,
+        original_distance=original_distance,
+        image=image,
+    )
+
+
+def clip_neighbor(index: int, entry: Entry, similarity: float) -> report_pb2.ClipNeighbor:
+    """A reference image by what is known of it, and how similar it is in CLIP space."""
+    return report_pb2.ClipNeighbor(
+        index=index, key=entry.key, caption=entry.caption, url=entry.url, similarity=similarity
+    )
+
+
 def _neighbor(
     neighbors: Neighbors | None, reference: ReferenceUsed | None, index: int, pictures: _Pictures | None
 ) -> report_pb2.Neighbor | None:
@@ -257,17 +278,14 @@ def _neighbor(
     if neighbors is None or reference is None or not neighbors.compared:
         return None
     found = int(neighbors.index[index])
-    entry = reference.entries[found]
-    return report_pb2.Neighbor(
-        index=found,
-        key=entry.key,
-        caption=entry.caption,
-        url=entry.url,
-        copies=entry.copies,
-        distance=neighbors.distance[index],
-        original_distance=neighbors.original_distance[index],
-        image=None if pictures is None else pictures.reference(found),
+    message = neighbor(
+        found,
+        reference.entries[found],
+        neighbors.original_distance[index],
+        None if pictures is None else pictures.reference(found),
     )
+    message.distance = neighbors.distance[index]
+    return message
 
 
 def _clip_neighbor(
@@ -276,14 +294,7 @@ def _clip_neighbor(
     if reference is None or neighbors is None or neighbors.clip_index is None or neighbors.clip_similarity is None:
         return None
     found = int(neighbors.clip_index[index])
-    entry = reference.entries[found]
-    return report_pb2.ClipNeighbor(
-        index=found,
-        key=entry.key,
-        caption=entry.caption,
-        url=entry.url,
-        similarity=neighbors.clip_similarity[index],
-    )
+    return clip_neighbor(found, reference.entries[found], neighbors.clip_similarity[index])
 
 
 def _mode(report: Report, mode: stability.Mode, pictures: _Pictures) -> report_pb2.Mode:
