@@ -309,7 +309,7 @@ def draw(scored: Sequence[Scored]) -> Figure:
                 )
             cost.set(xscale="log", xlabel="denoiser evaluations a prompt", ylabel="1 − AUC")
             cost.set_yscale("symlog", linthresh=0.001)
-            cost.set_ylim(0.5, -0.0003)
+            cost.set_ylim(max(0.5, *(1 - area for area in areas.values())), -0.0003)
             cost.set_title("what it costs, what it gets (higher is better)")
             cost.legend(loc="upper left")
     return figure
