@@ -213,7 +213,7 @@ def open_embedders(folder: Path, infos: Sequence[EmbedderInfo], opener: Opener) 
 
     Raises:
         ValueError: one has other weights than the set was built with.
-        NotFound, BrokenReference: as `audit.reference.embedder.open_embedder`.
+        NotFound, BrokenReference: as `open_embedder`.
     """
     found = []
     for info in infos:
